@@ -1,0 +1,26 @@
+"""Call child deployments from parent flows as if they were coroutines."""
+
+from deployments._child import ChildRun, child
+from deployments._errors import (
+    ChildCancelled,
+    ChildCrashed,
+    ChildError,
+    ChildFailed,
+    ChildNotDeployed,
+    ChildResultUnavailable,
+    ChildTimedOut,
+)
+from deployments._parent import parent_flow
+
+__all__ = [
+    "ChildCancelled",
+    "ChildCrashed",
+    "ChildError",
+    "ChildFailed",
+    "ChildNotDeployed",
+    "ChildResultUnavailable",
+    "ChildRun",
+    "ChildTimedOut",
+    "child",
+    "parent_flow",
+]

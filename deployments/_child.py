@@ -1,0 +1,267 @@
+"""Calling a child: submit its run, wait for it, return its result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints, overload
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun
+from prefect.flows import Flow
+from prefect.utilities.urls import url_for
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+
+from deployments._errors import ChildTimedOut
+from deployments._orphans import cancel_run
+from deployments._parameters import bind, check_json, to_json, validate, with_defaults
+from deployments._parent import ParentRun
+from deployments._results import read_result
+from deployments._submit import Call
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Flows that stand in for children in tests, by flow name: see `deployments.testing`.
+stand_ins: dict[str, Flow[..., Coroutine[Any, Any, Any]]] = {}
+
+
+@overload
+def child(
+    target: Flow[P, Coroutine[Any, Any, R]],
+    *,
+    deployment: str | None = ...,
+    name: str | None = ...,
+    tags: Iterable[str] = ...,
+    job_variables: dict[str, Any] | None = ...,
+    timeout: float | None = ...,
+    key: str | None = ...,
+) -> Child[P, R]: ...
+@overload
+def child(
+    target: Flow[P, R],
+    *,
+    deployment: str | None = ...,
+    name: str | None = ...,
+    tags: Iterable[str] = ...,
+    job_variables: dict[str, Any] | None = ...,
+    timeout: float | None = ...,
+    key: str | None = ...,
+) -> Child[P, R]: ...
+@overload
+def child(
+    target: str,
+    *,
+    returns: type[R],
+    name: str | None = ...,
+    tags: Iterable[str] = ...,
+    job_variables: dict[str, Any] | None = ...,
+    timeout: float | None = ...,
+    key: str | None = ...,
+) -> Child[..., R]: ...
+@overload
+def child(
+    target: str,
+    *,
+    name: str | None = ...,
+    tags: Iterable[str] = ...,
+    job_variables: dict[str, Any] | None = ...,
+    timeout: float | None = ...,
+    key: str | None = ...,
+) -> Child[..., Any]: ...
+def child(
+    target: Flow[..., Any] | str,
+    *,
+    returns: Any = Any,
+    deployment: str | None = None,
+    name: str | None = None,
+    tags: Iterable[str] = (),
+    job_variables: dict[str, Any] | None = None,
+    timeout: float | None = None,
+    key: str | None = None,
+) -> Child[..., Any]:
+    """Return a flow as something to call that runs as its deployment.
+
+    Args:
+        target: The flow; or `flow-name/deployment-name`, for one whose code is elsewhere.
+        returns: With a name: the type of the result. A flow's own annotation tells it.
+        deployment: With a flow: the name of its deployment. By default that of the parent,
+            or `local` where the parent runs by hand.
+        name: Of the run. By default the flow's own `flow_run_name`, which Prefect also
+            prefers when the run starts.
+        tags: For the run, besides the deployment's.
+        job_variables: For the run, over the deployment's.
+        timeout: Seconds from the run's creation after which it is cancelled.
+        key: The identity of the call when its parent is retried, where the child's
+            parameters are not.
+
+    Raises:
+        TypeError: `returns` with a flow, or `deployment` with a name.
+        ValueError: The name is not `flow-name/deployment-name`.
+    """
+    options: dict[str, Any] = {"tags": tuple(tags), "job_variables": job_variables, "key": key}
+    if name is not None:
+        options["name"] = name
+    if isinstance(target, str):
+        if deployment is not None:
+            raise TypeError(f"child({target!r}): the deployment is already in the name")
+        flow_name, slash, deployment = target.partition("/")
+        if not (flow_name and slash and deployment):
+            raise ValueError(f"child({target!r}): the name must be 'flow-name/deployment-name'")
+        return Child(flow_name, deployment, None, returns, timeout, options)
+    if returns is not Any:
+        raise TypeError(f"child({target.name}): the flow's own annotation tells what it returns")
+    returns = get_type_hints(target.fn, include_extras=True).get("return", Any)
+    return Child(target.name, deployment, target, returns, timeout, options)
+
+
+class Child(Generic[P, R]):
+    """A child deployment, called as its flow is. Made by `child`."""
+
+    def __init__(
+        self,
+        flow_name: str,
+        deployment_name: str | None,
+        flow: Flow[..., Any] | None,
+        returns: Any,
+        timeout: float | None,
+        options: dict[str, Any],
+    ) -> None:
+        self._flow_name = flow_name
+        self._deployment_name = deployment_name
+        self._flow = flow
+        self._returns: TypeAdapter[R] = TypeAdapter(returns)
+        self._timeout = timeout
+        self._options = options
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the deployment, and return its result.
+
+        Cancelling the call cancels the run.
+
+        Raises:
+            TypeError, ValueError: The arguments don't fit the flow; nothing was created.
+                A pydantic `ValidationError` is a `ValueError`.
+            ChildError: There is no result; the subclass says why.
+        """
+        run = await self.submit(*args, **kwargs)
+        return await run.result()
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> ChildRun[R]:
+        """Start the deployment without waiting for it.
+
+        Raises:
+            TypeError, ValueError: The arguments don't fit the flow; nothing was created.
+            ChildNotDeployed: The deployment does not exist.
+        """
+        parent = ParentRun.current()
+        inputs, parameters, run_name = self._prepare(args, kwargs)
+        if stand_in := stand_ins.get(self._flow_name):
+            return await self._run_stand_in(parent, stand_in, parameters)
+        deployment = self._deployment_name or await parent.deployment_name()
+        call = Call(
+            deployment=f"{self._flow_name}/{deployment}",
+            parameters=parameters,
+            inputs=inputs,
+            **{"name": run_name} | self._options,
+        )
+        flow_run = await parent.submitter.submit(call)
+        final = parent.watcher.watch(flow_run.id)
+        return ChildRun(parent, call.deployment, flow_run, final, self._returns, self._timeout)
+
+    def _prepare(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+        """Return the arguments as given, as JSON data, and the run's name."""
+        if self._flow is None:
+            if args:
+                raise TypeError(f"{self._flow_name}: a child called by name takes keywords only")
+            return kwargs, check_json(self._flow_name, to_jsonable_python(kwargs)), None
+        inputs = bind(self._flow, args, kwargs)
+        arguments = validate(self._flow, inputs)
+        # Named as Prefect will name it when it starts, so that it never has another name.
+        name = self._flow.flow_run_name
+        if isinstance(name, str):
+            name = name.format(**with_defaults(self._flow, arguments))
+        else:
+            name = None
+        return inputs, to_json(self._flow, arguments), name
+
+    async def _run_stand_in(
+        self,
+        parent: ParentRun,
+        stand_in: Flow[..., Coroutine[Any, Any, Any]],
+        parameters: dict[str, Any],
+    ) -> ChildRun[R]:
+        state = await stand_in(**parameters, return_state=True)
+        flow_run = await parent.client.read_flow_run(state.state_details.flow_run_id)
+        final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
+        final.set_result(flow_run)
+        return ChildRun(parent, self._flow_name, flow_run, final, self._returns, self._timeout)
+
+
+class ChildRun(Generic[R]):
+    """A child's run that was started. Made by `child(...).submit(...)`.
+
+    Attributes:
+        id: Of the flow run.
+        name: Of the flow run.
+        deployment: `flow-name/deployment-name`.
+    """
+
+    def __init__(
+        self,
+        parent: ParentRun,
+        deployment: str,
+        flow_run: FlowRun,
+        final: asyncio.Future[FlowRun],
+        returns: TypeAdapter[R],
+        timeout: float | None,
+    ) -> None:
+        self.id: UUID = flow_run.id
+        self.name: str = flow_run.name
+        self.deployment = deployment
+        self._client = parent.client
+        self._final = final
+        self._returns = returns
+        self._timeout = timeout
+        self._created = asyncio.get_running_loop().time()
+
+    def __str__(self) -> str:
+        return f"{self.deployment} {self.name!r}"
+
+    @property
+    def url(self) -> str:
+        """The run's page in the Prefect UI."""
+        return url_for("flow-run", self.id) or f"flow run {self.id}"
+
+    async def result(self) -> R:
+        """Wait for the run, and return its result.
+
+        Cancelling the wait cancels the run.
+
+        Raises:
+            ChildError: There is no result; the subclass says why.
+        """
+        deadline = None if self._timeout is None else self._created + self._timeout
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                final = await asyncio.shield(self._final)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            await self.cancel()
+            raise ChildTimedOut(
+                f"{self} did not finish within {self._timeout:g} s and was cancelled ({self.url})",
+                run=self,
+            ) from None
+        except asyncio.CancelledError:
+            await self.cancel()
+            raise
+        return await read_result(self, final, self._returns)
+
+    async def cancel(self) -> None:
+        """Ask for the run's cancellation; a run that has ended stays as it is."""
+        if not self._final.done():
+            await cancel_run(self._client, self.id)

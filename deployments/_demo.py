@@ -1,0 +1,126 @@
+"""The demo: the shipped flows on a server and a worker of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.deployments import arun_deployment
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.utilities.urls import url_for
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from deployments._deploy import create_work_pools, run_prefect_deploy
+from deployments._processes import TemporaryServer, tail, temporary_server, temporary_worker
+from deployments.manifest import Manifest
+
+PARENT = "flight-delays/local"
+POOL = "local"
+REFRESH_SECONDS = 0.5
+COLORS = {"COMPLETED": "green", "RUNNING": "blue", "FAILED": "red", "CRASHED": "red"}
+
+
+class DemoFailed(Exception):
+    """Tell why the demo's parent did not complete."""
+
+
+def run_demo(
+    parameters: dict[str, Any],
+    console: Console,
+    show: Callable[[Any], None],
+    keep: bool,
+) -> None:
+    """Run the parent deployment on a temporary server with a worker, and stop them.
+
+    Args:
+        parameters: Of the parent.
+        console: For the progress.
+        show: Gets the parent's result.
+        keep: Leave server and worker up until interrupted.
+
+    Raises:
+        DemoFailed: The parent did not complete.
+        RuntimeError: The server, the worker or the deployment failed.
+    """
+    with contextlib.ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prefect-demo-")))
+        with console.status("Starting a temporary Prefect server ..."):
+            server = stack.enter_context(temporary_server(home))
+        stack.enter_context(
+            temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: server.home})
+        )
+        with console.status("Deploying prefect.yaml ..."):
+            asyncio.run(_deploy(server))
+        with console.status("Starting a worker ..."):
+            stack.enter_context(temporary_worker(server, POOL))
+        # Last in, first out: from here on a second Ctrl-C does not keep the rest from stopping.
+        stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
+        try:
+            show(asyncio.run(_run_parent(parameters, console)))
+        except DemoFailed as error:
+            log = tail(server.home / f"worker-{POOL}.log")
+            raise DemoFailed(f"{error}\nThe worker's log ends with:\n{log}") from None
+        if keep:
+            console.print(
+                f"\nThe Prefect UI is at {server.api_url.removesuffix('/api')} until Ctrl-C."
+            )
+            signal.pause()
+
+
+async def _deploy(server: TemporaryServer) -> None:
+    async with get_client() as client:
+        await create_work_pools(client, Manifest.load())
+    await asyncio.to_thread(run_prefect_deploy, server.env)
+
+
+async def _run_parent(parameters: dict[str, Any], console: Console) -> Any:
+    async with get_client() as client:
+        parent = await arun_deployment(PARENT, client=client, parameters=parameters, timeout=0)
+        console.print(f"{PARENT} runs: {url_for(parent)}", soft_wrap=True)
+        parent = await _follow(client, parent, console)
+    state = parent.state
+    if state is None or not state.is_completed():
+        raise DemoFailed(f"{PARENT} ended as {state and state.name}: {state and state.message}")
+    return await state.aresult(raise_on_failure=False)
+
+
+async def _follow(client: PrefectClient, parent: FlowRun, console: Console) -> FlowRun:
+    """Show a parent and its children until the parent is final."""
+    children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent.id]))
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            parent = await client.read_flow_run(parent.id)
+            runs = await client.read_flow_runs(
+                flow_run_filter=children, sort=FlowRunSort.EXPECTED_START_TIME_ASC
+            )
+            live.update(_table(parent, runs), refresh=True)
+            if parent.state and parent.state.is_final():
+                return parent
+            await asyncio.sleep(REFRESH_SECONDS)
+
+
+def _table(parent: FlowRun, children: list[FlowRun]) -> Table:
+    table = Table("run", "state", "seconds", box=None, pad_edge=False)
+    table.columns[2].justify = "right"
+    for indent, run in [("", parent), *(("  └ ", child) for child in children)]:
+        color = COLORS.get(run.state_type.value if run.state_type else "", "default")
+        seconds = "" if run.start_time is None else f"{_run_seconds(run):.1f}"
+        table.add_row(indent + run.name, f"[{color}]{run.state_name}[/]", seconds)
+    return table
+
+
+def _run_seconds(run: FlowRun) -> float:
+    assert run.start_time is not None  # noqa: S101 - asked of started runs only
+    return ((run.end_time or datetime.now(UTC)) - run.start_time).total_seconds()

@@ -1,0 +1,64 @@
+"""Cancelling child runs, so that none outlives its parent."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow
+from prefect.logging.loggers import flow_run_logger
+
+ALIVE = sorted(set(StateType) - TERMINAL_STATES - {StateType.CANCELLING})
+
+
+async def cancel_run(client: PrefectClient, flow_run_id: UUID) -> None:
+    """Ask the server to cancel a run; its worker stops the process, if there is one."""
+    # Cancelling, not Cancelled: the latter would leave the process running. The server makes
+    # Cancelled of it at once where no process exists (BypassCancellingFlowRunsWithNoInfra).
+    cancelling = State[Any](type=StateType.CANCELLING, name="Cancelling")
+    with contextlib.suppress(ObjectNotFound):  # deleted: nothing is left to cancel
+        await client.set_flow_run_state(flow_run_id, cancelling)
+
+
+async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRun]:
+    """Cancel every child run of a parent run that is not final, and return them."""
+    alive = FlowRunFilter(
+        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent_id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ALIVE)),
+    )
+    cancelled: dict[UUID, FlowRun] = {}
+    # Each pass reads those that are still alive, so that no page is missed or read twice.
+    while runs := await client.read_flow_runs(flow_run_filter=alive):
+        fresh = [run for run in runs if run.id not in cancelled]
+        if not fresh:
+            break  # the server refuses to cancel these
+        for run in fresh:
+            await cancel_run(client, run.id)
+            cancelled[run.id] = run
+    return list(cancelled.values())
+
+
+async def cancel_children_hook(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Cancel the children of a parent that crashed or was cancelled.
+
+    Prefect runs it on the worker's side, after the parent's own process is gone.
+    """
+    async with get_client() as client:
+        runs = await cancel_children(client, flow_run.id)
+    if runs:
+        flow_run_logger(flow_run, flow).warning(
+            "Cancelled %s, since this parent is %s: %s",
+            "one child" if len(runs) == 1 else f"{len(runs)} children",
+            state.name,
+            ", ".join(sorted(run.name for run in runs)),
+        )

@@ -1,0 +1,128 @@
+"""Parent flows: what a run of one holds while its children run."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from typing import Any, ParamSpec, TypeVar, overload
+
+from prefect import flow
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+from prefect.flows import Flow
+
+from deployments._orphans import cancel_children, cancel_children_hook
+from deployments._submit import Submitter
+from deployments._watch import Watcher
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# A parent that is run by hand calls the deployments of this name.
+BY_HAND = "local"
+
+_current: ContextVar[ParentRun | None] = ContextVar("parent_run", default=None)
+
+
+class ParentRun:
+    """One attempt of a parent's run, and what its children share.
+
+    Args:
+        client: The client of all requests for the children.
+        flow_run: The parent's run.
+        give_up_after: Seconds without any answer of the server after which waiting fails.
+    """
+
+    def __init__(self, client: PrefectClient, flow_run: FlowRun, give_up_after: float) -> None:
+        self.client = client
+        self.flow_run = flow_run
+        self.submitter = Submitter(client, flow_run)
+        self.watcher = Watcher(client, give_up_after)
+        self._loop = asyncio.get_running_loop()
+        self._deployment_name: str | None = None
+
+    @staticmethod
+    def current() -> ParentRun:
+        """Return the parent run that the caller is in.
+
+        Raises:
+            RuntimeError: There is none, or it runs in another thread.
+        """
+        parent = _current.get()
+        if parent is None:
+            raise RuntimeError("a child can only be called inside a flow made by @parent_flow")
+        if parent._loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                "a child can only be called from its parent's own event loop, not from a task "
+                "or flow that runs in another thread"
+            )
+        return parent
+
+    async def deployment_name(self) -> str:
+        """Return the name of the deployment that this parent runs as."""
+        if self._deployment_name is None:
+            if self.flow_run.deployment_id is None:
+                self._deployment_name = BY_HAND
+            else:
+                deployment = await self.client.read_deployment(self.flow_run.deployment_id)
+                self._deployment_name = deployment.name
+        return self._deployment_name
+
+
+@overload
+def parent_flow(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Flow[P, Coroutine[Any, Any, R]]: ...
+@overload
+def parent_flow(
+    *, give_up_after: float = ..., **options: Any
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, Coroutine[Any, Any, R]]]: ...
+def parent_flow(fn: Any = None, /, *, give_up_after: float = 600, **options: Any) -> Any:
+    """Make an async function a flow that can call children with `child`.
+
+    It is a `prefect.flow` that cancels its children when it ends, however it ends: they never
+    outlive it.
+
+    Args:
+        fn: The async function.
+        give_up_after: Seconds without any answer of the Prefect server after which the
+            parent stops waiting for its children and fails.
+        **options: Those of `prefect.flow`.
+
+    Raises:
+        TypeError: The function is not async.
+    """
+    if fn is None:
+        return functools.partial(parent_flow, give_up_after=give_up_after, **options)
+    if not asyncio.iscoroutinefunction(fn):
+        raise TypeError(f"{fn.__qualname__} must be an `async def` to await its children")
+    for when in ("on_crashed", "on_cancellation"):
+        options[when] = [*(options.get(when) or ()), cancel_children_hook]
+    parent: Flow[..., Any] = flow(fn, **options)
+    # After the flow is made: its version, name and parameters come from the function itself.
+    parent.fn = _with_children(fn, give_up_after)
+    return parent
+
+
+def _with_children(
+    fn: Callable[P, Coroutine[Any, Any, R]], give_up_after: float
+) -> Callable[P, Coroutine[Any, Any, R]]:
+    @functools.wraps(fn)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        context = FlowRunContext.get()
+        if context is None or context.flow_run is None:
+            raise RuntimeError(f"call {fn.__qualname__} as a flow, not its function")
+        async with get_client() as client:
+            parent = ParentRun(client, context.flow_run, give_up_after)
+            token = _current.set(parent)
+            try:
+                return await fn(*args, **kwargs)
+            finally:
+                _current.reset(token)
+                try:
+                    await cancel_children(client, parent.flow_run.id)
+                finally:
+                    await parent.watcher.close()
+
+    return run

@@ -1,0 +1,130 @@
+"""A Prefect server and worker of one's own, as processes that end with their context."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+START_SECONDS = 120
+STOP_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class TemporaryServer:
+    """A server that is up, and what a process needs to use it.
+
+    Attributes:
+        home: PREFECT_HOME of the server and its users, with their logs.
+        api_url: Of the server.
+        env: The whole environment of a process that uses it, and nothing of another Prefect.
+    """
+
+    home: Path
+    api_url: str
+    env: Mapping[str, str]
+
+
+@contextlib.contextmanager
+def temporary_server(home: Path) -> Iterator[TemporaryServer]:
+    """Run a Prefect server on 127.0.0.1, on a free port, with a database in `home`.
+
+    Raises:
+        RuntimeError: It did not come up.
+    """
+    home = home.resolve()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    api_url = f"http://127.0.0.1:{port}/api"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    env |= {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": api_url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+
+    def healthy() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{api_url}/health"):  # noqa: S310
+            return True
+        return False
+
+    with run_process(command, env=env, log=home / "server.log", ready=healthy):
+        yield TemporaryServer(home, api_url, env)
+
+
+@contextlib.contextmanager
+def temporary_worker(server: TemporaryServer, pool: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker for a pool of a temporary server; its runs end with it.
+
+    Raises:
+        RuntimeError: It did not come up.
+    """
+    command = ["prefect", "worker", "start", "--pool", pool]
+    env = {"PREFECT_WORKER_QUERY_SECONDS": "1", **server.env}
+    log = server.home / f"worker-{pool}.log"
+    with run_process(
+        command, env=env, log=log, ready=lambda: b"started!" in log.read_bytes()
+    ) as it:
+        yield it
+
+
+@contextlib.contextmanager
+def run_process(
+    command: list[str], *, env: Mapping[str, str], log: Path, ready: Callable[[], bool]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Python module as a process of its own process group, in the log's directory.
+
+    Args:
+        command: The module, and its arguments.
+        env: Its whole environment.
+        log: The file that gets its output.
+        ready: Says that it is up.
+
+    Raises:
+        RuntimeError: It ended early, or was not ready in time; with the end of its log.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env=dict(env),
+            cwd=log.parent,  # not the checkout: `.env` there is the user's own
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches us alone, and we stop them in order
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"`{' '.join(command)}` did not start; its log ends with:\n{tail(log)}"
+                )
+            time.sleep(0.1)
+        yield process
+    finally:
+        stop_group(process)
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    """Return the end of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,131 @@
+"""The commands of `python -m deployments`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+from cyclopts import App, Parameter
+from prefect.client.orchestration import get_client
+from prefect.settings import get_current_settings
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from deployments import _demo, _parameters
+from deployments._deploy import create_work_pools, run_prefect_deploy
+from deployments.manifest import Manifest
+
+app = App(name="python -m deployments", help="Prefect parent flows and their child deployments.")
+progress = Console(stderr=True)
+
+
+@app.command
+def demo(
+    *,
+    airports: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    month: int | None = None,
+    data_dir: Path | None = None,
+    keep: bool = False,
+    json: bool = False,
+) -> None:
+    """See the example flows run, on a temporary server that touches nothing of yours.
+
+    Args:
+        airports: IATA codes, apart by spaces or commas.
+        month: 1 to 12.
+        data_dir: Directory that has the flights as <airport>.csv.gz.
+        keep: Leave the server and the worker up until Ctrl-C, to click around in the UI.
+        json: Print only the report, as JSON, on standard output.
+    """
+    given = {
+        "airports": ",".join(airports).split(",") if airports else None,
+        "month": month,
+        "data_dir": str(data_dir.resolve()) if data_dir else None,
+    }
+    parameters = {name: value for name, value in given.items() if value is not None}
+    # Whatever ends us, the server and the worker are stopped first.
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
+    try:
+        _demo.run_demo(_check(parameters), progress, _print_json if json else _print_report, keep)
+    except (_demo.DemoFailed, RuntimeError, ValueError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(0 if keep else 130)
+    if not json:
+        progress.print(
+            "\nGo on: `make demo ARGS=--keep` leaves the Prefect UI up; README.md, "
+            "“Make it yours”, says how to put your own flows in.",
+            style="dim",
+        )
+
+
+@app.command
+def deploy() -> None:
+    """Bring prefect.yaml to your server: work pools and queues, then `prefect deploy --all`."""
+    if not get_current_settings().api.url:
+        _fail("PREFECT_API_URL is not set: write it into .env (see .env.example)")
+    try:
+        manifest = Manifest.load()
+        asyncio.run(_create_work_pools(manifest))
+        progress.print(run_prefect_deploy(os.environ), markup=False, highlight=False)
+    except (RuntimeError, ValueError) as error:
+        _fail(str(error))
+
+
+async def _create_work_pools(manifest: Manifest) -> None:
+    async with get_client() as client:
+        if error := await client.api_healthcheck():
+            raise RuntimeError(
+                f"no answer from {client.api_url}: {error}. Start it (`prefect server start`), "
+                "or correct PREFECT_API_URL in .env"
+            )
+        await create_work_pools(client, manifest)
+
+
+def _check(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Refuse parameters before anything is started."""
+    flow_name, deployment_name = _demo.PARENT.split("/")
+    flow = Manifest.load().load_flow(flow_name, deployment_name)
+    try:
+        _parameters.validate(flow, parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{place}: {first['msg']}, not {first['input']!r}") from None
+    return parameters
+
+
+def _print_json(report: dict[str, Any]) -> None:
+    print(json.dumps(report))  # noqa: T201 - for other programs
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    table = Table(title=f"Departure delays, 2013-{report['month']:02d}")
+    for column in ("airport", "flights", "cancelled", "mean delay", "late", "worst carrier"):
+        justify = "left" if column in ("airport", "worst carrier") else "right"
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    total = {"airport": "all", "worst_carrier": None, **report}
+    for row in [*report["ranking"], total]:
+        mean, share, worst = row["mean_dep_delay"], row["share_delayed"], row["worst_carrier"]
+        table.add_row(
+            row["airport"],
+            f"{row['flights']:,}",
+            f"{row['cancelled']:,}",
+            "" if mean is None else f"{mean:.2f} min",
+            "" if share is None else f"{share:.1%}",
+            worst["name"] if worst else "",
+            end_section=row is report["ranking"][-1],
+        )
+    Console().print(table)
+
+
+def _fail(message: str) -> NoReturn:
+    progress.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)

@@ -1,0 +1,97 @@
+"""`prefect.yaml` as data: its deployments, and the work pools and queues that they need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect.flows import Flow, load_flow_from_entrypoint
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class WorkQueue(BaseModel):
+    """A queue of a work pool.
+
+    Attributes:
+        concurrency_limit: How many of its runs may be under way at once; None is no limit.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    concurrency_limit: int | None = None
+
+
+class WorkPool(BaseModel):
+    """A work pool, as `definitions.work_pools` declares it."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: str
+    queues: dict[str, WorkQueue]
+
+
+class WorkPoolOf(BaseModel):
+    """The `work_pool` of a deployment."""
+
+    name: str
+    work_queue_name: str = "default"
+    job_variables: dict[str, Any] = {}
+
+
+class Deployment(BaseModel):
+    """A deployment, as `deployments` declares it."""
+
+    name: str
+    entrypoint: str
+    work_pool: WorkPoolOf
+
+    def load_flow(self) -> Flow[..., Any]:
+        """Import the flow.
+
+        Raises:
+            Exception: Whatever its import raises.
+        """
+        return load_flow_from_entrypoint(self.entrypoint, use_placeholder_flow=False)
+
+
+class Definitions(BaseModel):
+    """The part of `definitions` that is not only anchors."""
+
+    work_pools: dict[str, WorkPool]
+
+
+class Manifest(BaseModel):
+    """All of `prefect.yaml` that this template reads."""
+
+    definitions: Definitions
+    deployments: list[Deployment]
+
+    @classmethod
+    def load(cls, path: Path = ROOT / "prefect.yaml") -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            ValueError: It can't be read; in one line, with the place.
+        """
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"{path}: {place}: {first['msg']}") from error
+
+    def load_flow(self, flow_name: str, deployment_name: str) -> Flow[..., Any]:
+        """Import the flow of a deployment.
+
+        Raises:
+            ValueError: There is no such deployment.
+        """
+        for deployment in self.deployments:
+            if deployment.name == deployment_name:
+                flow = deployment.load_flow()
+                if flow.name == flow_name:
+                    return flow
+        raise ValueError(f"prefect.yaml has no deployment {flow_name}/{deployment_name}")

@@ -1,0 +1,1 @@
+"""Your flows: one a file, parents and children alike."""
