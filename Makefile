@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint deploy lock clean
+.PHONY: demo test lint check deploy lock clean
 
 demo: .venv/installed
 	@$(BIN)/python -m deployments demo $(ARGS)
@@ -13,6 +13,9 @@ lint: .venv/installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+check: .venv/installed
+	@$(BIN)/python -m deployments check $(ARGS)
 
 deploy: .venv/installed
 	@$(BIN)/python -m deployments deploy $(ARGS)

@@ -194,6 +194,8 @@ class Child(Generic[P, R]):
         stand_in: Flow[..., Coroutine[Any, Any, Any]],
         parameters: dict[str, Any],
     ) -> ChildRun[R]:
+        if self._flow is not None:  # as the child would get them
+            parameters = validate(self._flow, parameters)
         state = await stand_in(**parameters, return_state=True)
         flow_run = await parent.client.read_flow_run(state.state_details.flow_run_id)
         final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()

@@ -37,6 +37,15 @@ def validate(flow: Flow[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     return _adapter(flow.name, flow.fn).validate_python(arguments)
 
 
+def validate_some(flow: Flow[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Do as `validate`, where some of the arguments will come later.
+
+    Raises:
+        ValidationError: A value does not fit.
+    """
+    return _adapter(flow.name, flow.fn, partial=True).validate_python(arguments)
+
+
 def to_json(flow: Flow[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Return validated arguments as the JSON data that Prefect passes to a run.
 
@@ -72,14 +81,16 @@ def with_defaults(flow: Flow[..., Any], arguments: dict[str, Any]) -> dict[str, 
 
 
 @functools.lru_cache(maxsize=256)
-def _adapter(name: str, fn: Callable[..., Any]) -> TypeAdapter[dict[str, Any]]:
+def _adapter(
+    name: str, fn: Callable[..., Any], partial: bool = False
+) -> TypeAdapter[dict[str, Any]]:
     hints = get_type_hints(fn, include_extras=True)
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(fn).parameters.values():
         hint = hints.get(parameter.name, Any)
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             hint = Any  # Prefect takes them as one parameter, a list or an object
-        required = parameter.default is parameter.empty
+        required = parameter.default is parameter.empty and not partial
         fields[parameter.name] = hint if required else NotRequired[hint]
     # TypedDict, not a model: a parameter may be called `json` or `copy`.
     schema = cast(Any, TypedDict)(name, fields)

@@ -18,10 +18,16 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments import _demo, _parameters
+from deployments._check import check_manifest
 from deployments._deploy import create_work_pools, run_prefect_deploy
 from deployments.manifest import Manifest
 
-app = App(name="python -m deployments", help="Prefect parent flows and their child deployments.")
+app = App(
+    name="python -m deployments",
+    help="Prefect parent flows and their child deployments.",
+    version_flags=[],
+    default_parameter=Parameter(negative=()),
+)
 progress = Console(stderr=True)
 
 
@@ -39,7 +45,7 @@ def demo(
     Args:
         airports: IATA codes, apart by spaces or commas.
         month: 1 to 12.
-        data_dir: Directory that has the flights as <airport>.csv.gz.
+        data_dir: Directory that has the flights as AIRPORT.csv.gz.
         keep: Leave the server and the worker up until Ctrl-C, to click around in the UI.
         json: Print only the report, as JSON, on standard output.
     """
@@ -79,6 +85,17 @@ def deploy() -> None:
         _fail(str(error))
 
 
+@app.command
+def check() -> None:
+    """Find what is wrong with prefect.yaml and the flows that it deploys: one line each."""
+    findings = list(check_manifest())
+    for finding in findings:
+        progress.print(finding, markup=False, highlight=False, soft_wrap=True)
+    if findings:
+        sys.exit(1)
+    progress.print("prefect.yaml and the flows agree.")
+
+
 async def _create_work_pools(manifest: Manifest) -> None:
     async with get_client() as client:
         if error := await client.api_healthcheck():
@@ -94,7 +111,7 @@ def _check(parameters: dict[str, Any]) -> dict[str, Any]:
     flow_name, deployment_name = _demo.PARENT.split("/")
     flow = Manifest.load().load_flow(flow_name, deployment_name)
     try:
-        _parameters.validate(flow, parameters)
+        _parameters.validate_some(flow, parameters)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

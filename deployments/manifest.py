@@ -45,6 +45,7 @@ class Deployment(BaseModel):
     name: str
     entrypoint: str
     work_pool: WorkPoolOf
+    parameters: dict[str, Any] = {}
 
     def load_flow(self) -> Flow[..., Any]:
         """Import the flow.

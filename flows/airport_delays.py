@@ -52,7 +52,7 @@ def airport_delays(airport: Airport, month: Month, data_dir: str = "data/flights
     Args:
         airport: IATA code, such as EWR.
         month: Month of the year 2013, 1 to 12.
-        data_dir: Directory that has the flights as <airport>.csv.gz.
+        data_dir: Directory that has the flights as AIRPORT.csv.gz.
     """
     path = Path(data_dir) / f"{airport}.csv.gz"
     flights, by_carrier = 0, defaultdict[str, list[float]](list)

@@ -30,9 +30,20 @@ def delay_report(delays: Annotated[list[AirportDelays], Field(min_length=1)]) ->
     Args:
         delays: Of one month, one airport each.
     """
+    report = summarize(delays)
+    create_markdown_artifact(
+        key="delay-report",
+        markdown=to_markdown(report),
+        description=f"Departure delays, 2013-{report.month:02d}",
+    )
+    return report
+
+
+def summarize(delays: list[AirportDelays]) -> DelayReport:
+    """Rank airports, and add them up."""
     if len(months := {airport.month for airport in delays}) > 1:
         raise ValueError(f"delays of one month are needed, not of months {sorted(months)}")
-    report = DelayReport(
+    return DelayReport(
         month=delays[0].month,
         ranking=sorted(delays, key=rank),
         flights=sum(airport.flights for airport in delays),
@@ -40,12 +51,6 @@ def delay_report(delays: Annotated[list[AirportDelays], Field(min_length=1)]) ->
         mean_dep_delay=mean_over_departures(delays, "mean_dep_delay", digits=2),
         share_delayed=mean_over_departures(delays, "share_delayed", digits=4),
     )
-    create_markdown_artifact(
-        key="delay-report",
-        markdown=to_markdown(report),
-        description=f"Departure delays, 2013-{report.month:02d}",
-    )
-    return report
 
 
 def rank(delays: AirportDelays) -> tuple[float, str]:

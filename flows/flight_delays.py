@@ -21,7 +21,7 @@ async def flight_delays(
     Args:
         airports: IATA codes; each is a child run of its own.
         month: Month of the year 2013, 1 to 12.
-        data_dir: Directory that has the flights as <airport>.csv.gz.
+        data_dir: Directory that has the flights as AIRPORT.csv.gz.
     """
     delays = await asyncio.gather(
         *(child(airport_delays)(airport, month, data_dir) for airport in airports)

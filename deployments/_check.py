@@ -1,0 +1,161 @@
+"""What is wrong with prefect.yaml, in the light of the code, before anything is deployed."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect.flows import Flow
+from prefect.settings import get_current_settings
+from pydantic import ValidationError
+
+from deployments._parameters import validate_some
+from deployments.manifest import ROOT, Deployment, Manifest
+
+VARIABLE = re.compile(r"{{\s*\$(\w+)\s*}}")
+
+
+@dataclass(frozen=True)
+class ChildCall:
+    """A call of a child in a parent's source, as far as it can be read there.
+
+    Attributes:
+        place: `file:line`.
+        flow_name: Of the child.
+        deployment: Of the child, or None for the parent's own.
+        flow: The child, or None where it is called by name.
+        call: The call of the child with its parameters, or None where it is made elsewhere.
+    """
+
+    place: str
+    flow_name: str
+    deployment: str | None
+    flow: Flow[..., Any] | None
+    call: ast.Call | None
+
+
+def check_manifest(path: Path = ROOT / "prefect.yaml") -> Iterator[str]:
+    """Yield one line for each thing that is wrong, with what to do."""
+    try:
+        manifest = Manifest.load(path)
+    except ValueError as error:
+        yield str(error)
+        return
+    for variable in sorted(set(VARIABLE.findall(path.read_text(encoding="utf-8")))):
+        if variable not in os.environ:
+            yield f"{path.name}: ${variable} is not set, and would become empty: set it in .env"
+    flows: dict[str, tuple[Deployment, Flow[..., Any]]] = {}
+    for deployment in manifest.deployments:
+        try:
+            flow = deployment.load_flow()
+        except Exception as error:  # noqa: BLE001 - the user's module may raise anything
+            yield f"{path.name}: {deployment.entrypoint} can't be imported: {error!r}"
+            continue
+        name = f"{flow.name}/{deployment.name}"
+        if name in flows:
+            yield f"{path.name}: {name} is declared twice: give one of them another name"
+        flows[name] = (deployment, flow)
+    for name, (deployment, flow) in flows.items():
+        where = f"{path.name}: {name}"
+        yield from (f"{where}: {finding}" for finding in _check_flow(deployment, flow))
+        yield from (f"{where}: {finding}" for finding in _check_queue(manifest, deployment))
+        for call in find_child_calls(flow):
+            yield from _check_call(manifest, flows, deployment, call)
+
+
+def _check_flow(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
+    persists = flow.persist_result
+    if persists is None:
+        persists = get_current_settings().results.persist_by_default
+    if not persists:
+        yield (
+            "a parent can't read its result, since it is not persisted: remove "
+            "persist_result=False, or set results.persist_by_default in prefect.toml"
+        )
+    try:
+        validate_some(flow, deployment.parameters)
+    except ValidationError as error:
+        for problem in error.errors():
+            place = ".".join(str(part) for part in problem["loc"])
+            yield f"parameters.{place}: {problem['msg']}"
+
+
+def _check_queue(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
+    pools, used = manifest.definitions.work_pools, deployment.work_pool
+    if used.name not in pools:
+        yield f"its work pool {used.name} is not in definitions.work_pools: add it there"
+    elif used.work_queue_name not in pools[used.name].queues:
+        yield (
+            f"its work queue {used.work_queue_name} is not in "
+            f"definitions.work_pools.{used.name}.queues: add it there"
+        )
+
+
+def _check_call(
+    manifest: Manifest,
+    flows: dict[str, tuple[Deployment, Flow[..., Any]]],
+    parent: Deployment,
+    call: ChildCall,
+) -> Iterator[str]:
+    name = f"{call.flow_name}/{call.deployment or parent.name}"
+    if name not in flows:
+        if call.flow is not None:
+            yield f"{call.place}: calls {name}, which is not declared: add it to prefect.yaml"
+        return  # by name, it may be of another repository
+    child, flow = flows[name]
+    if call.call is not None and (problem := _does_not_bind(flow, call.call)):
+        yield f"{call.place}: {name}: {problem}"
+    ours, theirs = parent.work_pool, child.work_pool
+    pool = manifest.definitions.work_pools.get(ours.name)
+    queue = pool.queues.get(ours.work_queue_name) if pool else None
+    shared = (ours.name, ours.work_queue_name) == (theirs.name, theirs.work_queue_name)
+    if shared and queue and queue.concurrency_limit is not None:
+        yield (
+            f"{call.place}: {name} is in the limited queue {ours.name}/{ours.work_queue_name} "
+            "together with its parent, which holds a slot while it waits: that is a deadlock. "
+            "Put the parent into a queue of its own, without a limit"
+        )
+
+
+def _does_not_bind(flow: Flow[..., Any], call: ast.Call) -> str | None:
+    if any(isinstance(argument, ast.Starred) for argument in call.args):
+        return None
+    if any(keyword.arg is None for keyword in call.keywords):
+        return None
+    try:
+        inspect.signature(flow.fn).bind(*call.args, **{str(k.arg): k for k in call.keywords})
+    except TypeError as error:
+        return str(error)
+    return None
+
+
+def find_child_calls(flow: Flow[..., Any]) -> Iterator[ChildCall]:
+    """Yield the calls of `child(...)` in the module of a flow."""
+    function = inspect.unwrap(flow.fn)
+    source = Path(function.__code__.co_filename)
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    made_of = {id(node.func): node for node in calls}  # child(flow) -> child(flow)(parameters)
+    for node in calls:
+        if not (isinstance(node.func, ast.Name) and node.func.id == "child" and node.args):
+            continue
+        options = {keyword.arg: keyword.value for keyword in node.keywords}
+        deployment = options.get("deployment")
+        if deployment is not None and not isinstance(deployment, ast.Constant):
+            continue
+        place = f"{os.path.relpath(source, ROOT)}:{node.lineno}"
+        named = None if deployment is None else str(deployment.value)
+        target = node.args[0]
+        if isinstance(target, ast.Constant):
+            flow_name, _, named = str(target.value).partition("/")
+            yield ChildCall(place, flow_name, named, None, made_of.get(id(node)))
+        elif isinstance(target, ast.Name):
+            found = function.__globals__.get(target.id)
+            if isinstance(found, Flow):
+                yield ChildCall(place, found.name, named, found, made_of.get(id(node)))

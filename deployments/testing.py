@@ -1,0 +1,104 @@
+"""Pytest fixtures to test parents with: a real server and worker, or stubs for the children.
+
+`pyproject.toml` loads them for every test here (`-p deployments.testing`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.events.worker import EventsWorker
+from prefect.flows import Flow
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+from deployments._child import stand_ins
+from deployments._deploy import create_work_pools, run_prefect_deploy
+from deployments._processes import TemporaryServer, temporary_server, temporary_worker
+from deployments.manifest import Manifest
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporaryServer]:
+    """Run a Prefect server for the session, and make it the one that flows and clients use."""
+    with (
+        temporary_server(tmp_path_factory.mktemp("prefect")) as server,
+        temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: server.home}),
+    ):
+        yield server
+        # Or they try to reach a server that is gone: logs and events of runs in this process.
+        APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def deployed(prefect_server: TemporaryServer) -> Manifest:
+    """Deploy prefect.yaml to the session's server, with its work pools and queues."""
+    manifest = Manifest.load()
+
+    async def create() -> None:
+        async with get_client() as client:
+            await create_work_pools(client, manifest)
+
+    asyncio.run(create())
+    run_prefect_deploy(prefect_server.env)
+    return manifest
+
+
+@pytest.fixture(scope="session")
+def worker(
+    prefect_server: TemporaryServer, deployed: Manifest
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker for the pool `local`, which runs what is deployed."""
+    with temporary_worker(prefect_server, "local") as process:
+        yield process
+
+
+@dataclass
+class Stubs:
+    """Stand-ins for children: a parent that runs in-process calls them, without any worker.
+
+    Each call is a real flow run under the parent, of the child's flow.
+
+    Attributes:
+        calls: The flow's name and the parameters of each call, in order.
+    """
+
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def returns(self, child: Flow[..., Any] | str, value: Any) -> None:
+        """Let a child, given as its flow or the flow's name, return a value."""
+        self.runs(child, lambda **_: value)
+
+    def raises(self, child: Flow[..., Any] | str, error: Exception) -> None:
+        """Let a child fail with an exception."""
+
+        def fail(**_: Any) -> None:
+            raise error
+
+        self.runs(child, fail)
+
+    def runs(self, child: Flow[..., Any] | str, function: Callable[..., Any]) -> None:
+        """Let a child run a function, which gets its parameters by name."""
+        name = child if isinstance(child, str) else child.name
+
+        async def stand_in(**parameters: Any) -> Any:
+            self.calls.append((name, parameters))
+            return function(**parameters)
+
+        options: Any = {"name": name, "persist_result": True, "result_serializer": "json"}
+        stand_ins[name] = flow(**options)(stand_in)
+
+
+@pytest.fixture
+def stubs(prefect_server: TemporaryServer) -> Iterator[Stubs]:
+    """Give children stand-ins for one test."""
+    yield Stubs()
+    stand_ins.clear()

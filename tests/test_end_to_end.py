@@ -1,0 +1,144 @@
+"""The shipped flows as deployments, on a real server with a real worker."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import arun_deployment
+from prefect.exceptions import PrefectHTTPStatusError
+
+from deployments.manifest import ROOT
+from flows.delay_report import DelayReport
+from tests.waiting import children_of, read_graph, wait_for
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker")]
+
+AIRPORTS = ["EWR", "JFK", "LGA"]
+
+
+@pytest.fixture
+def pipes(tmp_path: Path) -> Path:
+    """The flights as named pipes: a child that reads one holds until somebody writes."""
+    for airport in AIRPORTS:
+        os.mkfifo(tmp_path / f"{airport}.csv.gz")
+    return tmp_path
+
+
+async def fill(pipe: Path) -> None:
+    """Write the real file into a pipe, as soon as there is a reader."""
+
+    async def opened() -> int | None:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # no reader yet
+            return None
+
+    descriptor = await wait_for(opened, f"a child reads {pipe.name}")
+    os.set_blocking(descriptor, True)
+
+    def write() -> None:
+        with open(descriptor, "wb") as file:
+            file.write((ROOT / "data" / "flights" / pipe.name).read_bytes())
+
+    await asyncio.to_thread(write)
+
+
+async def run_parent(parameters: dict[str, Any]) -> FlowRun:
+    return await arun_deployment(
+        "flight-delays/local", parameters=parameters, timeout=120, poll_interval=0.5
+    )
+
+
+async def test_the_parent_runs_its_children_side_by_side_and_gets_their_results(
+    pipes: Path,
+) -> None:
+    parent = await arun_deployment(
+        "flight-delays/local", parameters={"data_dir": str(pipes)}, timeout=0
+    )
+    async with get_client() as client:
+
+        async def all_run() -> bool:
+            children = await children_of(client, parent)
+            return [child.state_name for child in children] == ["Running"] * 3
+
+        # No child can end before all of them run, unless the parent did not gather them.
+        await wait_for(all_run, "all three children run at once")
+        await asyncio.gather(*(fill(pipes / f"{airport}.csv.gz") for airport in AIRPORTS))
+
+        async def final() -> FlowRun | None:
+            run = await client.read_flow_run(parent.id)
+            return run if run.state and run.state.is_final() else None
+
+        parent = await wait_for(final, "the parent ends")
+        children = await children_of(client, parent)
+        graph = await read_graph(client, parent)
+        artifacts = await client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                key=ArtifactFilterKey(any_=["delay-report"]),
+                flow_run_id=ArtifactFilterFlowRunId(any_=[child.id for child in children]),
+            )
+        )
+
+    assert parent.state is not None
+    assert parent.state.is_completed(), parent.state
+    assert parent.name == "delays 2013-01"
+    by_name = {child.name: child for child in children}
+    assert set(by_name) == {"EWR 2013-01", "JFK 2013-01", "LGA 2013-01", "report 2013-01"}
+    assert all(child.state and child.state.is_completed() for child in children)
+
+    # Each in a process of its own.
+    assert len({run.infrastructure_pid for run in [parent, *children]}) == 5
+
+    # Their execution windows overlap.
+    report_run = by_name.pop("report 2013-01")
+    starts = [run.start_time for run in by_name.values() if run.start_time]
+    ends = [run.end_time for run in by_name.values() if run.end_time]
+    assert len(starts) == len(ends) == 3
+    assert max(starts) < min(ends)
+    assert report_run.start_time
+    assert report_run.start_time > max(ends)
+
+    # An arrow from each airport's run to the report's, and each child once.
+    assert set(graph) == {run.id for run in children}
+    assert graph[report_run.id] == {run.id for run in by_name.values()}
+
+    report = DelayReport.model_validate(await parent.state.aresult())
+    assert [(row.airport, row.flights, row.cancelled) for row in report.ranking] == [
+        ("EWR", 9893, 238),
+        ("JFK", 9161, 100),
+        ("LGA", 7950, 183),
+    ]
+    assert (report.ranking[0].mean_dep_delay, report.ranking[0].share_delayed) == (14.91, 0.2494)
+
+    (artifact,) = artifacts
+    assert (artifact.key, artifact.flow_run_id) == ("delay-report", report_run.id)
+    assert "| 1 | EWR | 9,893 |" in str(artifact.data)
+
+
+async def test_a_failed_child_fails_the_parent_with_its_name_and_message() -> None:
+    parent = await run_parent({"airports": ["EWR", "XXX"], "month": 2})
+
+    assert parent.state is not None
+    assert parent.state.is_failed()
+    assert "airport-delays/local 'XXX 2013-02' failed" in str(parent.state.message)
+    assert "data/flights/XXX.csv.gz does not exist" in str(parent.state.message)
+    async with get_client() as client:
+        children = await children_of(client, parent)
+        assert {child.name for child in children} == {"EWR 2013-02", "XXX 2013-02"}
+
+
+async def test_bad_parameters_create_no_run() -> None:
+    async with get_client() as client:
+        before = await client.read_flow_runs()
+        with pytest.raises(PrefectHTTPStatusError, match="409"):
+            await run_parent({"month": 13})
+        assert len(await client.read_flow_runs()) == len(before)
