@@ -142,7 +142,7 @@ def find_child_calls(flow: Flow[..., Any]) -> Iterator[ChildCall]:
     tree = ast.parse(source.read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     made_of = {id(node.func): node for node in calls}  # child(flow) -> child(flow)(parameters)
-    for node in calls:
+    for node in sorted(calls, key=lambda call: call.lineno):
         if not (isinstance(node.func, ast.Name) and node.func.id == "child" and node.args):
             continue
         options = {keyword.arg: keyword.value for keyword in node.keywords}

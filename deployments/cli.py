@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -29,6 +30,7 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 progress = Console(stderr=True)
+SERVER_SECONDS = 60
 
 
 @app.command
@@ -98,11 +100,14 @@ def check() -> None:
 
 async def _create_work_pools(manifest: Manifest) -> None:
     async with get_client() as client:
-        if error := await client.api_healthcheck():
-            raise RuntimeError(
-                f"no answer from {client.api_url}: {error}. Start it (`prefect server start`), "
-                "or correct PREFECT_API_URL in .env"
-            )
+        deadline = time.monotonic() + SERVER_SECONDS  # it may just have been started
+        while error := await client.api_healthcheck():
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"no answer from {client.api_url} within {SERVER_SECONDS} s: {error!r}. Start "
+                    "it (`prefect server start`), or correct PREFECT_API_URL in .env"
+                )
+            await asyncio.sleep(1)
         await create_work_pools(client, manifest)
 
 

@@ -1,0 +1,204 @@
+"""The README's commands, run as they stand there, in a copy at a path with a space."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deployments.manifest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.removeprefix("$ ") for block in BLOCKS for line in block.splitlines()]
+SECONDS = 180
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git has, with this environment in its `.venv`."""
+    copy = tmp_path_factory.mktemp("a clone") / "parent flows"
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in files:
+        if (ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    (copy / ".venv").symlink_to(ROOT / ".venv")
+    os.utime(copy / "requirements-dev.txt", (0, 0))  # older than the environment: don't remake
+    return copy
+
+
+@pytest.fixture
+def clean_env(tmp_path: Path) -> dict[str, str]:
+    """An environment with a home of its own, and nothing of Prefect's."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return env | {"HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
+def bash(script: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def test_every_command_is_known_here() -> None:
+    """A new command in the README needs a test below."""
+    assert COMMANDS == [
+        "make demo",
+        "python3 -m venv .venv",
+        ".venv/bin/pip install --require-hashes -r requirements-dev.txt",
+        ".venv/bin/python -m deployments demo --month 2",
+        "source .venv/bin/activate",
+        "prefect server start --background",
+        "export PREFECT_API_URL=http://127.0.0.1:4200/api",
+        "make deploy",
+        "prefect worker start --pool local",
+        "prefect deployment run flight-delays/local --param month=2 --watch",
+    ]
+
+
+def test_the_readme_is_short_and_its_files_exist() -> None:
+    assert len(README.splitlines()) < 120
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_parent_in_the_readme_is_the_one_in_the_repository() -> None:
+    (code,) = re.findall(r"```python\n(@parent_flow.*?)```", README, re.DOTALL)
+    source = (ROOT / "flows" / "flight_delays.py").read_text()
+    without_docstring = re.sub(r'    """.*?"""\n', "", source, flags=re.DOTALL)
+    assert code in without_docstring
+
+
+def test_make_demo(checkout: Path, clean_env: dict[str, str]) -> None:
+    done = bash("make demo", checkout, clean_env)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"EWR\W+9,893\W+238\W+14.91 min\W+24.9%", done.stdout), done.stdout
+    assert "delays 2013-01" in done.stderr
+
+
+def test_the_demo_command_with_options_and_json(checkout: Path, clean_env: dict[str, str]) -> None:
+    command = ".venv/bin/python -m deployments demo --month 2"
+    assert command in COMMANDS
+    done = bash(f"{command} --airports LGA,EWR --json", checkout, clean_env)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [row["airport"] for row in report["ranking"]] == ["EWR", "LGA"]
+    assert (report["month"], report["flights"]) == (2, 9107 + 7423)
+    assert not (Path(clean_env["HOME"]) / ".prefect" / "prefect.db").exists()
+
+
+def test_the_demo_refuses_bad_input_before_it_starts_anything(
+    checkout: Path, clean_env: dict[str, str]
+) -> None:
+    done = bash("make demo ARGS='--month 13'", checkout, clean_env)
+    assert done.returncode != 0
+    assert "error: month: Input should be less than or equal to 12, not 13" in done.stderr
+
+
+def test_a_demo_that_fails_says_why_and_ends_with_1(
+    checkout: Path, clean_env: dict[str, str]
+) -> None:
+    done = bash(".venv/bin/python -m deployments demo --airports XXX", checkout, clean_env)
+    assert done.returncode == 1
+    assert "airport-delays/local 'XXX 2013-01' failed" in done.stderr
+    assert "XXX.csv.gz does not exist" in done.stderr
+
+
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < deadline, f"waited {SECONDS} s in vain until {what}"
+        time.sleep(0.2)
+
+
+def processes_of(home: str) -> list[str]:
+    """The ids of live processes whose environment names a directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if home.encode() in (process / "environ").read_bytes():
+                found.append(process.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing_running(
+    checkout: Path, clean_env: dict[str, str], tmp_path: Path, how: signal.Signals
+) -> None:
+    env = clean_env | {"TMPDIR": str(tmp_path)}
+    with (tmp_path / "log").open("wb") as log:
+        demo = subprocess.Popen(
+            [".venv/bin/python", "-m", "deployments", "demo", "--keep"],
+            cwd=checkout,
+            env=env,
+            stdout=log,
+            stderr=log,
+        )
+    wait_until(lambda: "└" in (tmp_path / "log").read_text() or demo.poll() is not None, "it runs")
+    demo.send_signal(how)
+    demo.wait(60)
+    wait_until(lambda: processes_of(str(tmp_path)) == [], "all that it started has ended")
+    assert list(tmp_path.glob("prefect-demo-*")) == []
+
+
+def test_an_own_server_a_worker_elsewhere_and_a_run(
+    checkout: Path, clean_env: dict[str, str], tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    start = COMMANDS.index("source .venv/bin/activate")
+    activate, server, export, deploy, worker, run = (
+        command.replace("4200", port) for command in COMMANDS[start : start + 6]
+    )
+    activate = f"source '{checkout}/.venv/bin/activate'"
+    env = clean_env | {"PREFECT_SERVER_API_PORT": port, "PREFECT_HOME": str(tmp_path / "server")}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    worker_env = env | {"PREFECT_HOME": str(elsewhere / "home")}
+    try:
+        done = bash("\n".join([activate, server, export, deploy]), checkout, env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        again = bash("\n".join([activate, export, deploy]), checkout, env)
+        assert again.returncode == 0, again.stderr
+        with (tmp_path / "worker.log").open("wb") as log:
+            process = subprocess.Popen(
+                ["bash", "-c", f"{activate}; {export}; exec {worker}"],
+                cwd=elsewhere,
+                env=worker_env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            done = bash("\n".join([activate, export, run]), elsewhere, env)
+            log_text = (tmp_path / "worker.log").read_text()
+            assert done.returncode == 0, done.stdout + done.stderr + log_text
+            assert "Completed" in done.stdout + done.stderr
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+    finally:
+        bash(f"{activate}; prefect server stop", checkout, env)
