@@ -9,6 +9,7 @@ from deployments._errors import (
     ChildNotDeployed,
     ChildResultUnavailable,
     ChildTimedOut,
+    raise_failures,
 )
 from deployments._parent import parent_flow
 
@@ -23,4 +24,5 @@ __all__ = [
     "ChildTimedOut",
     "child",
     "parent_flow",
+    "raise_failures",
 ]

@@ -13,10 +13,11 @@ from prefect.utilities.urls import url_for
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from deployments._errors import ChildTimedOut
-from deployments._orphans import cancel_run
+from deployments._errors import ChildResultUnavailable, ChildTimedOut
+from deployments._orphans import LEAVE_RUNNING, cancel_run
 from deployments._parameters import bind, check_json, to_json, validate, with_defaults
 from deployments._parent import ParentRun
+from deployments._patience import persist
 from deployments._results import read_result
 from deployments._submit import Call
 
@@ -37,6 +38,7 @@ def child(
     job_variables: dict[str, Any] | None = ...,
     timeout: float | None = ...,
     key: str | None = ...,
+    leave_running: bool = ...,
 ) -> Child[P, R]: ...
 @overload
 def child(
@@ -48,6 +50,7 @@ def child(
     job_variables: dict[str, Any] | None = ...,
     timeout: float | None = ...,
     key: str | None = ...,
+    leave_running: bool = ...,
 ) -> Child[P, R]: ...
 @overload
 def child(
@@ -59,6 +62,7 @@ def child(
     job_variables: dict[str, Any] | None = ...,
     timeout: float | None = ...,
     key: str | None = ...,
+    leave_running: bool = ...,
 ) -> Child[..., R]: ...
 @overload
 def child(
@@ -69,6 +73,7 @@ def child(
     job_variables: dict[str, Any] | None = ...,
     timeout: float | None = ...,
     key: str | None = ...,
+    leave_running: bool = ...,
 ) -> Child[..., Any]: ...
 def child(
     target: Flow[..., Any] | str,
@@ -80,6 +85,7 @@ def child(
     job_variables: dict[str, Any] | None = None,
     timeout: float | None = None,
     key: str | None = None,
+    leave_running: bool = False,
 ) -> Child[..., Any]:
     """Return a flow as something to call that runs as its deployment.
 
@@ -92,14 +98,19 @@ def child(
             prefers when the run starts.
         tags: For the run, besides the deployment's.
         job_variables: For the run, over the deployment's.
-        timeout: Seconds from the run's creation after which it is cancelled.
+        timeout: Seconds from the run's creation after which `ChildTimedOut` is raised and the
+            run cancelled.
         key: The identity of the call when its parent is retried, where the child's
             parameters are not.
+        leave_running: Never cancel the run, neither when the caller is cancelled nor when the
+            parent ends; it gets the tag `leave-running`. For `.submit()` and forget.
 
     Raises:
         TypeError: `returns` with a flow, or `deployment` with a name.
         ValueError: The name is not `flow-name/deployment-name`.
     """
+    if leave_running:
+        tags = [*tags, LEAVE_RUNNING]
     options: dict[str, Any] = {"tags": tuple(tags), "job_variables": job_variables, "key": key}
     if name is not None:
         options["name"] = name
@@ -167,7 +178,17 @@ class Child(Generic[P, R]):
             **{"name": run_name} | self._options,
         )
         flow_run = await parent.submitter.submit(call)
-        final = parent.watcher.watch(flow_run.id)
+        parent.logger.info("Child %s %r: %s", call.deployment, flow_run.name, _url(flow_run.id))
+        if flow_run.state and flow_run.state.is_completed():  # by an earlier attempt
+            try:
+                await self._handle(parent, call, flow_run).result()
+            except ChildResultUnavailable as error:
+                parent.logger.warning("%s: it runs again", error)
+                flow_run = await parent.submitter.resubmit(call, flow_run)
+        return self._handle(parent, call, flow_run)
+
+    def _handle(self, parent: ParentRun, call: Call, flow_run: FlowRun) -> ChildRun[R]:
+        final = parent.watcher.watch(flow_run)
         return ChildRun(parent, call.deployment, flow_run, final, self._returns, self._timeout)
 
     def _prepare(
@@ -225,6 +246,8 @@ class ChildRun(Generic[R]):
         self.name: str = flow_run.name
         self.deployment = deployment
         self._client = parent.client
+        self._give_up_after = parent.give_up_after
+        self._leave_running = LEAVE_RUNNING in flow_run.tags
         self._final = final
         self._returns = returns
         self._timeout = timeout
@@ -236,7 +259,7 @@ class ChildRun(Generic[R]):
     @property
     def url(self) -> str:
         """The run's page in the Prefect UI."""
-        return url_for("flow-run", self.id) or f"flow run {self.id}"
+        return _url(self.id)
 
     async def result(self) -> R:
         """Wait for the run, and return its result.
@@ -253,17 +276,26 @@ class ChildRun(Generic[R]):
         except TimeoutError:
             if not limit.expired():
                 raise
-            await self.cancel()
+            await self._abandon()
             raise ChildTimedOut(
-                f"{self} did not finish within {self._timeout:g} s and was cancelled ({self.url})",
-                run=self,
+                f"{self} did not finish within {self._timeout:g} s ({self.url})", run=self
             ) from None
         except asyncio.CancelledError:
-            await self.cancel()
+            await self._abandon()
             raise
         return await read_result(self, final, self._returns)
+
+    async def _abandon(self) -> None:
+        if not self._leave_running:
+            await self.cancel()
 
     async def cancel(self) -> None:
         """Ask for the run's cancellation; a run that has ended stays as it is."""
         if not self._final.done():
-            await cancel_run(self._client, self.id)
+            # A task of its own, so that the request is made even if this is cancelled, too.
+            request = persist(lambda: cancel_run(self._client, self.id), self._give_up_after)
+            await asyncio.shield(asyncio.ensure_future(request))
+
+
+def _url(flow_run_id: UUID) -> str:
+    return url_for("flow-run", flow_run_id) or f"flow run {flow_run_id}"

@@ -11,10 +11,16 @@ ChildError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from deployments._child import ChildRun
+
+
+R = TypeVar("R")
+
+NAMED = 10
 
 
 class ChildError(Exception):
@@ -59,3 +65,26 @@ class ChildTimedOut(ChildError, TimeoutError):
 
 class ChildResultUnavailable(ChildError):
     """Tell that the child completed, but its result can't be read."""
+
+
+def raise_failures(results: Sequence[R | BaseException]) -> list[R]:
+    """Return the results of `asyncio.gather(..., return_exceptions=True)` if all are results.
+
+    Let all children finish, then fail with all the reasons:
+    `raise_failures(await asyncio.gather(*calls, return_exceptions=True))`.
+
+    Raises:
+        ExceptionGroup: Some are exceptions; it counts and names their children.
+    """
+    failures = [result for result in results if isinstance(result, BaseException)]
+    if not failures:
+        return [result for result in results if not isinstance(result, BaseException)]
+    names = [
+        failure.run.name if isinstance(failure, ChildError) and failure.run else repr(failure)
+        for failure in failures
+    ]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    raise BaseExceptionGroup(
+        f"{len(failures)} of {len(results)} children failed: {', '.join(names[:NAMED])}{more}",
+        failures,
+    )

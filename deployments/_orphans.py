@@ -18,6 +18,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 
+# Tells everybody who could cancel a child of an ended parent not to.
+LEAVE_RUNNING = "leave-running"
+
 ALIVE = sorted(set(StateType) - TERMINAL_STATES - {StateType.CANCELLING})
 
 
@@ -31,7 +34,10 @@ async def cancel_run(client: PrefectClient, flow_run_id: UUID) -> None:
 
 
 async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRun]:
-    """Cancel every child run of a parent run that is not final, and return them."""
+    """Cancel every child run of a parent run that is not final, and return them.
+
+    Those that carry the tag `LEAVE_RUNNING` are left alone.
+    """
     alive = FlowRunFilter(
         parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent_id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ALIVE)),
@@ -39,9 +45,9 @@ async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRu
     cancelled: dict[UUID, FlowRun] = {}
     # Each pass reads those that are still alive, so that no page is missed or read twice.
     while runs := await client.read_flow_runs(flow_run_filter=alive):
-        fresh = [run for run in runs if run.id not in cancelled]
+        fresh = [run for run in runs if run.id not in cancelled and LEAVE_RUNNING not in run.tags]
         if not fresh:
-            break  # the server refuses to cancel these
+            break  # left running, or the server refuses to cancel them
         for run in fresh:
             await cancel_run(client, run.id)
             cancelled[run.id] = run
@@ -57,8 +63,11 @@ async def cancel_children_hook(flow: Flow[..., Any], flow_run: FlowRun, state: S
         runs = await cancel_children(client, flow_run.id)
     if runs:
         flow_run_logger(flow_run, flow).warning(
-            "Cancelled %s, since this parent is %s: %s",
-            "one child" if len(runs) == 1 else f"{len(runs)} children",
-            state.name,
-            ", ".join(sorted(run.name for run in runs)),
+            "This parent is %s: cancelled %s", state.name, name_all(runs)
         )
+
+
+def name_all(runs: list[FlowRun]) -> str:
+    """Count and name runs."""
+    count = "1 child" if len(runs) == 1 else f"{len(runs)} children"
+    return f"{count}: {', '.join(sorted(run.name for run in runs))}"

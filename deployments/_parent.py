@@ -13,8 +13,10 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.flows import Flow
+from prefect.logging.loggers import flow_run_logger
 
-from deployments._orphans import cancel_children, cancel_children_hook
+from deployments._orphans import cancel_children, cancel_children_hook, name_all
+from deployments._patience import persist
 from deployments._submit import Submitter
 from deployments._watch import Watcher
 
@@ -39,8 +41,10 @@ class ParentRun:
     def __init__(self, client: PrefectClient, flow_run: FlowRun, give_up_after: float) -> None:
         self.client = client
         self.flow_run = flow_run
-        self.submitter = Submitter(client, flow_run)
-        self.watcher = Watcher(client, give_up_after)
+        self.give_up_after = give_up_after
+        self.logger = flow_run_logger(flow_run)
+        self.submitter = Submitter(client, flow_run, give_up_after)
+        self.watcher = Watcher(client, self.logger, give_up_after)
         self._loop = asyncio.get_running_loop()
         self._deployment_name: str | None = None
 
@@ -67,9 +71,27 @@ class ParentRun:
             if self.flow_run.deployment_id is None:
                 self._deployment_name = BY_HAND
             else:
-                deployment = await self.client.read_deployment(self.flow_run.deployment_id)
+                deployment_id = self.flow_run.deployment_id
+                deployment = await persist(
+                    lambda: self.client.read_deployment(deployment_id), self.give_up_after
+                )
                 self._deployment_name = deployment.name
         return self._deployment_name
+
+    async def end(self, failed: bool) -> None:
+        """Cancel the children that are still alive, unless this run is about to be retried."""
+        try:
+            if not (failed and await self._is_retried()):
+                runs = await cancel_children(self.client, self.flow_run.id)
+                if runs:
+                    self.logger.warning("The parent has ended: cancelled %s", name_all(runs))
+        finally:
+            await self.watcher.close()
+
+    async def _is_retried(self) -> bool:
+        """Tell whether the server will answer a failure with a retry (RetryFailedFlows)."""
+        run = await self.client.read_flow_run(self.flow_run.id)
+        return run.run_count <= (run.empirical_policy.retries or 0)
 
 
 @overload
@@ -117,12 +139,14 @@ def _with_children(
             parent = ParentRun(client, context.flow_run, give_up_after)
             token = _current.set(parent)
             try:
-                return await fn(*args, **kwargs)
+                result = await fn(*args, **kwargs)
+            except BaseException as error:
+                await parent.end(failed=isinstance(error, Exception))
+                raise
+            else:
+                await parent.end(failed=False)
+                return result
             finally:
                 _current.reset(token)
-                try:
-                    await cancel_children(client, parent.flow_run.id)
-                finally:
-                    await parent.watcher.close()
 
     return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import StateType, TaskRunResult
 from prefect.exceptions import MissingResult
 
 # Prefect has no public way to link a child deployment's result to its run: with these two
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from deployments._child import ChildRun
 
-__all__ = ["collect_task_run_inputs", "read_result"]
+__all__ = ["find_inputs", "read_result"]
 
 R = TypeVar("R")
 
@@ -34,6 +34,14 @@ ENDINGS: dict[StateType, tuple[type[ChildError], str]] = {
     StateType.CRASHED: (ChildCrashed, "crashed"),
     StateType.CANCELLED: (ChildCancelled, "was cancelled"),
 }
+
+
+async def find_inputs(argument: Any) -> list[TaskRunResult]:
+    """Return the children whose results an argument holds: the run graph's arrows."""
+    # They are flow runs, but with that type in a task run's inputs Prefect's UI shows no task
+    # runs at all (PrefectHQ/prefect#18680). The run graph looks at the id alone.
+    found = await collect_task_run_inputs(argument)
+    return [TaskRunResult(id=run.id) for run in found]
 
 
 async def read_result(run: ChildRun[R], final: FlowRun, returns: TypeAdapter[R]) -> R:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,13 +14,17 @@ from prefect import Task
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
 )
-from prefect.exceptions import ObjectNotFound
-from prefect.states import Pending, Scheduled
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import Failed, Pending, Scheduled
 
-from deployments._errors import ChildNotDeployed
-from deployments._orphans import cancel_run
-from deployments._results import collect_task_run_inputs
+from deployments._errors import ChildError, ChildNotDeployed
+from deployments._orphans import ALIVE, cancel_run
+from deployments._patience import is_passing, persist
+from deployments._results import find_inputs
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
 # The embedded SQLite server does not bear parallel creation: 100 runs one after another took
 # 9 s, at once 137 s, and three of them were lost to "database is locked".
 SUBMISSIONS_AT_ONCE = 1
+# The server's cap on the results of one read (PREFECT_API_DEFAULT_LIMIT).
+PAGE = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,38 +68,92 @@ class Call:
 
 
 class Submitter:
-    """Create the child runs of one attempt of a parent run.
+    """Create the child runs of one attempt of a parent run, each exactly once.
+
+    Each call has a key: the parent's run, what is called, which of several identical calls it
+    is, and how often it ran before. It is sent as the idempotency key, so that a request that
+    is sent twice creates one run; and a retried parent finds its earlier children by it.
 
     Args:
         client: The client to create with.
         parent: The parent's run.
+        give_up_after: Seconds without an answer of the server after which submitting fails.
     """
 
-    def __init__(self, client: PrefectClient, parent: FlowRun) -> None:
+    def __init__(self, client: PrefectClient, parent: FlowRun, give_up_after: float) -> None:
         self._client = client
         self._parent = parent
+        self._give_up_after = give_up_after
         self._slots = asyncio.Semaphore(SUBMISSIONS_AT_ONCE)
         self._deployments: dict[str, DeploymentResponse] = {}
         self._calls: Counter[str] = Counter()
+        self._earlier: dict[str, FlowRun] | None = None
 
     async def submit(self, call: Call) -> FlowRun:
-        """Create the run of a call, or find the one that an earlier attempt created.
+        """Create the run of a call; or find that of an earlier attempt which still counts.
+
+        A run that completed or is still alive counts; one that failed, crashed or was cancelled
+        does not.
 
         Raises:
             ChildNotDeployed: The deployment does not exist.
+            ChildError: The server refused the run.
         """
         digest = call.digest()
         self._calls[digest] += 1  # before any await: identical calls are told apart by order
         key = f"{self._parent.id}:{digest}:{self._calls[digest]}"
         async with self._slots:
-            # Shielded: a run can't be cancelled before its id is known.
-            creation = asyncio.ensure_future(self._create(call, key))
-            try:
-                return await asyncio.shield(creation)
-            except asyncio.CancelledError:
-                flow_run = await creation
-                await cancel_run(self._client, flow_run.id)
-                raise
+            if self._earlier is None:
+                self._earlier = await self._read_earlier()
+            earlier = self._earlier.get(key)
+            if earlier is None:
+                return await self._create_safely(call, f"{key}:1")
+            if counts(earlier):
+                return earlier
+            return await self._create_safely(call, next_key(earlier))
+
+    async def resubmit(self, call: Call, earlier: FlowRun) -> FlowRun:
+        """Create another run of a call, in place of an earlier one that can't be used."""
+        async with self._slots:
+            return await self._create_safely(call, next_key(earlier))
+
+    async def _read_earlier(self) -> dict[str, FlowRun]:
+        """Return the latest run of each call of earlier attempts, by its key."""
+        children = FlowRunFilter(
+            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[self._parent.id])
+        )
+        latest: dict[str, FlowRun] = {}
+        for offset in itertools.count(0, PAGE):
+            runs = await persist(
+                lambda offset=offset: self._client.read_flow_runs(  # type: ignore[misc]
+                    flow_run_filter=children,
+                    sort=FlowRunSort.ID_DESC,
+                    limit=PAGE,
+                    offset=offset,
+                ),
+                self._give_up_after,
+            )
+            for run in runs:
+                key, _, attempt = (run.idempotency_key or "").rpartition(":")
+                if not key.startswith(f"{self._parent.id}:"):
+                    continue  # made by other means, such as a plain subflow
+                if key not in latest or int(attempt) > attempt_of(latest[key]):
+                    latest[key] = run
+            if len(runs) < PAGE:
+                return latest
+        raise AssertionError("unreachable")
+
+    async def _create_safely(self, call: Call, key: str) -> FlowRun:
+        # Shielded: a run can't be cancelled before its id is known.
+        creation = asyncio.ensure_future(
+            persist(lambda: self._create(call, key), self._give_up_after)
+        )
+        try:
+            return await asyncio.shield(creation)
+        except asyncio.CancelledError:
+            flow_run = await creation
+            await cancel_run(self._client, flow_run.id)
+            raise
 
     async def _create(self, call: Call, key: str) -> FlowRun:
         """Do what `arun_deployment(as_subflow=True, timeout=0)` does, but repeatably.
@@ -104,25 +165,32 @@ class Submitter:
         deployment = await self._read_deployment(call.deployment)
         task = Task[[], None](name=call.deployment, fn=lambda: None, version=deployment.version)
         task.task_key = f"deployments.child.{call.deployment}"
-        inputs = {name: await collect_task_run_inputs(value) for name, value in call.inputs.items()}
+        inputs = {name: await find_inputs(value) for name, value in call.inputs.items()}
         task_run = await self._client.create_task_run(
             task,
             flow_run_id=self._parent.id,
             dynamic_key=key,
             name=call.name or call.deployment,
-            task_inputs={name: list(runs) for name, runs in inputs.items() if runs},
+            task_inputs={name: [*runs] for name, runs in inputs.items() if runs},
             state=Pending(),
         )
-        return await self._client.create_flow_run_from_deployment(
-            deployment.id,
-            parameters=call.parameters,
-            state=Scheduled(),
-            name=call.name,
-            tags=call.tags,
-            idempotency_key=key,
-            parent_task_run_id=task_run.id,
-            job_variables=call.job_variables,
-        )
+        try:
+            return await self._client.create_flow_run_from_deployment(
+                deployment.id,
+                parameters=call.parameters,
+                state=Scheduled(),
+                name=call.name,
+                tags=call.tags,
+                idempotency_key=key,
+                parent_task_run_id=task_run.id,
+                job_variables=call.job_variables,
+            )
+        except PrefectHTTPStatusError as error:
+            if is_passing(error):
+                raise
+            refusal = f"{call.deployment}: the server refused the run: {error.response.text}"
+            await self._client.set_task_run_state(task_run.id, Failed(message=refusal), force=True)
+            raise ChildError(refusal) from error
 
     async def _read_deployment(self, name: str) -> DeploymentResponse:
         if name not in self._deployments:
@@ -143,3 +211,19 @@ class Submitter:
             + (f" (there is {there})" if there else "")
             + ": declare it in prefect.yaml and run `prefect deploy --all`"
         )
+
+
+def counts(run: FlowRun) -> bool:
+    """Tell whether a retried parent uses an earlier run, rather than a new one."""
+    state = run.state
+    return state is not None and (state.is_completed() or run.state_type in ALIVE)
+
+
+def attempt_of(run: FlowRun) -> int:
+    """Return how many runs a call had, with this one."""
+    return int((run.idempotency_key or "").rpartition(":")[2])
+
+
+def next_key(run: FlowRun) -> str:
+    """Return the key of the run after this one."""
+    return f"{(run.idempotency_key or '').rpartition(':')[0]}:{attempt_of(run) + 1}"

@@ -19,13 +19,15 @@ from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.events.schemas.events import Event, ResourceSpecification
-from prefect.logging import get_logger
 
 from deployments._errors import ChildError
+from deployments._patience import unreachable
+from deployments._unstarted import explain_unstarted
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
+    from prefect.logging.loggers import LoggingAdapter
 
 # A missed event costs this much delay, and idle waiting costs one request in this time.
 READ_SECONDS = 5.0
@@ -33,8 +35,9 @@ READ_SECONDS = 5.0
 BURST_SECONDS = 0.05
 # The server's cap on the results of one read (PREFECT_API_DEFAULT_LIMIT).
 PAGE = 200
-
-logger = get_logger("deployments.watch")
+# When the parent first says why children have not started, and how rarely it says so later.
+EXPLAIN_SECONDS = 10.0
+EXPLAIN_MAX_SECONDS = 600.0
 
 
 class Watcher:
@@ -46,11 +49,13 @@ class Watcher:
 
     Args:
         client: The client to read with.
+        logger: That of the parent's run.
         give_up_after: Seconds without any answer of the server after which waiting fails.
     """
 
-    def __init__(self, client: PrefectClient, give_up_after: float) -> None:
+    def __init__(self, client: PrefectClient, logger: LoggingAdapter, give_up_after: float) -> None:
         self._client = client
+        self._logger = logger
         self._give_up_after = give_up_after
         self._finals: dict[UUID, asyncio.Future[FlowRun]] = {}
         # A run can end before its creator knows of it, so some strangers are remembered.
@@ -58,18 +63,19 @@ class Watcher:
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def watch(self, flow_run_id: UUID) -> asyncio.Future[FlowRun]:
+    def watch(self, run: FlowRun) -> asyncio.Future[FlowRun]:
         """Return a future of the run in its final state."""
-        if not self._tasks:
-            self._tasks = [
-                asyncio.create_task(self._listen()),
-                asyncio.create_task(self._read()),
-            ]
-        if flow_run_id not in self._finals:
-            self._finals[flow_run_id] = asyncio.get_running_loop().create_future()
-            if flow_run_id in self._ended:
+        if run.id not in self._finals:
+            final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
+            self._finals[run.id] = final
+            if run.state is not None and run.state.is_final():
+                final.set_result(run)
+            elif run.id in self._ended:
                 self._wake.set()
-        return self._finals[flow_run_id]
+        if not self._tasks:
+            loops = (self._listen(), self._read(), self._explain())
+            self._tasks = [asyncio.create_task(loop) for loop in loops]
+        return self._finals[run.id]
 
     async def close(self) -> None:
         """Stop watching."""
@@ -89,7 +95,7 @@ class Watcher:
                     async for event in events:
                         self._on_event(event)
             except Exception as error:  # noqa: BLE001 - reads go on without events
-                logger.debug("No events from the server: %r", error)
+                self._logger.debug("No events from the server: %r", error)
             await asyncio.sleep(READ_SECONDS)
 
     def _on_event(self, event: Event) -> None:
@@ -106,15 +112,16 @@ class Watcher:
                 await asyncio.sleep(BURST_SECONDS)
             woken = self._wake.is_set()
             self._wake.clear()
-            waiting = [run_id for run_id, final in self._finals.items() if not final.done()]
             ended = set(self._ended) if woken else None
             try:
-                await self._settle([i for i in waiting if ended is None or i in ended])
+                await self._settle([i for i in self._waiting() if ended is None or i in ended])
             except Exception as error:  # noqa: BLE001 - the server may come back
                 silence = time.monotonic() - answered
-                logger.warning("The Prefect server did not answer for %.0f s: %r", silence, error)
+                self._logger.warning(
+                    "The Prefect server has not answered for %.0f s: %r", silence, error
+                )
                 if silence > self._give_up_after:
-                    self._fail(f"gave up after {silence:.0f} s without the Prefect server: {error}")
+                    self._fail(self._waiting(), unreachable(silence, error))
             else:
                 answered = time.monotonic()
 
@@ -133,10 +140,39 @@ class Watcher:
                 if not self._finals[run.id].done():
                     self._finals[run.id].set_result(run)
 
-    def _fail(self, message: str) -> None:
-        for final in self._finals.values():
-            if not final.done():
-                final.set_exception(ChildError(message))
+    async def _explain(self) -> None:
+        """Say why children have not started, after a while and then ever more rarely."""
+        pause = EXPLAIN_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, EXPLAIN_MAX_SECONDS)
+            try:
+                runs = await self._read_waiting()
+                async for line in explain_unstarted(self._client, runs):
+                    self._logger.warning(line)
+            except Exception as error:  # noqa: BLE001 - only a service to the reader
+                self._logger.debug("Could not tell why children have not started: %r", error)
+
+    async def _read_waiting(self) -> list[FlowRun]:
+        waiting = self._waiting()
+        runs: list[FlowRun] = []
+        for start in range(0, len(waiting), PAGE):
+            page = FlowRunFilterId(any_=waiting[start : start + PAGE])
+            runs += await self._client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(id=page), limit=PAGE
+            )
+        there = {run.id for run in runs}
+        gone = [run_id for run_id in waiting if run_id not in there]
+        self._fail(gone, "the child's run was deleted")
+        return runs
+
+    def _waiting(self) -> list[UUID]:
+        return [run_id for run_id, final in self._finals.items() if not final.done()]
+
+    def _fail(self, run_ids: list[UUID], message: str) -> None:
+        for run_id in run_ids:
+            if not self._finals[run_id].done():
+                self._finals[run_id].set_exception(ChildError(f"flow run {run_id}: {message}"))
 
 
 def _final_states() -> EventFilter:

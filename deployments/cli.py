@@ -145,6 +145,7 @@ def _print_report(report: dict[str, Any]) -> None:
             worst["name"] if worst else "",
             end_section=row is report["ranking"][-1],
         )
+    progress.print()
     Console().print(table)
 
 

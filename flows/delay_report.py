@@ -69,8 +69,6 @@ def mean_over_departures(delays: list[AirportDelays], field: str, digits: int) -
 def to_markdown(report: DelayReport) -> str:
     """Render the ranking as a Markdown table."""
     lines = [
-        f"# Departure delays, 2013-{report.month:02d}",
-        "",
         "| # | Airport | Flights | Cancelled | Mean delay | Late flights | Worst carrier |",
         "|--:|:--------|--------:|----------:|-----------:|-------------:|:--------------|",
     ]

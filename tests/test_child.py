@@ -56,6 +56,7 @@ def test_the_public_face_is_sorted_and_complete() -> None:
         "ChildTimedOut",
         "child",
         "parent_flow",
+        "raise_failures",
     ]
 
 

@@ -1,0 +1,105 @@
+"""Why children have not started yet: never wait in silence."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING
+
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkerFilter,
+    WorkerFilterStatus,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+    WorkQueueFilter,
+    WorkQueueFilterId,
+)
+from prefect.client.schemas.objects import StateType
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+
+
+async def explain_unstarted(client: PrefectClient, runs: Iterable[FlowRun]) -> AsyncIterator[str]:
+    """Yield one line for each work queue in which runs wait, with the reason and what to do."""
+    by_queue: dict[tuple[str, UUID], list[FlowRun]] = defaultdict(list)
+    pending: list[FlowRun] = []
+    for run in runs:
+        if run.state_type == StateType.PENDING:
+            pending.append(run)
+        elif run.state_type == StateType.SCHEDULED and run.work_pool_name and run.work_queue_id:
+            by_queue[run.work_pool_name, run.work_queue_id].append(run)
+    for (pool_name, queue_id), waiting in by_queue.items():
+        yield f"{_names(waiting)}: {await _reason(client, pool_name, queue_id, waiting)}"
+    if pending:
+        yield f"{_names(pending)}: being started by a worker"
+
+
+async def _reason(
+    client: PrefectClient, pool_name: str, queue_id: UUID, waiting: list[FlowRun]
+) -> str:
+    pool = await client.read_work_pool(pool_name)
+    queue = await client.read_work_queue(queue_id)
+    if pool.is_paused:
+        return f"work pool {pool_name} is paused: `prefect work-pool resume {pool_name}`"
+    if queue.is_paused:
+        return (
+            f"work queue {queue.name} of pool {pool_name} is paused: "
+            f"`prefect work-queue resume {queue.name} --pool {pool_name}`"
+        )
+    if not await client.read_workers_for_work_pool(
+        pool_name,
+        worker_filter=WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"])),
+        limit=1,
+        offset=0,
+    ):
+        return (
+            f"no worker is online for work pool {pool_name}: "
+            f"`prefect worker start --pool {pool_name}`"
+        )
+    in_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool_name]))
+    in_queue = WorkQueueFilter(id=WorkQueueFilterId(any_=[queue_id]))
+    if await _is_full(client, pool.concurrency_limit, in_pool, None):
+        return f"work pool {pool_name} runs {pool.concurrency_limit} at once, its limit"
+    if await _is_full(client, queue.concurrency_limit, in_pool, in_queue):
+        return f"work queue {queue.name} runs {queue.concurrency_limit} at once, its limit"
+    if any(run.state_name == "AwaitingConcurrencySlot" for run in waiting):
+        return "the concurrency limit of the deployment is reached"
+    deployment_id = waiting[0].deployment_id
+    if deployment_id and (await client.read_deployment(deployment_id)).paused:
+        return "the deployment is paused: `prefect deployment schedule resume`, or in the UI"
+    return "a worker is online, and has not taken it yet"
+
+
+async def _is_full(
+    client: PrefectClient,
+    limit: int | None,
+    pool: WorkPoolFilter,
+    queue: WorkQueueFilter | None,
+) -> bool:
+    if limit is None:
+        return False
+    under_way = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY)))
+    runs = await client.read_flow_runs(
+        flow_run_filter=under_way, work_pool_filter=pool, work_queue_filter=queue, limit=200
+    )
+    return len(runs) >= limit
+
+
+def _names(runs: list[FlowRun]) -> str:
+    names = sorted(run.name for run in runs)
+    shown = ", ".join(names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{shown}{more} not started for {max(_age(run) for run in runs):.0f} s"
+
+
+def _age(run: FlowRun) -> float:
+    return run.estimated_start_time_delta.total_seconds()

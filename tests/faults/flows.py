@@ -1,0 +1,60 @@
+"""Flows that go wrong as they are told, for the fault tests."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import flow
+
+from deployments import ChildError, child, parent_flow, raise_failures
+
+What = Literal["return", "raise", "kill", "hold", "function", "text"]
+
+
+@flow(flow_run_name="{name}")
+async def step(name: str, do: What = "return", unless: str | None = None) -> int:
+    """Do as told, unless a file exists; `hold` waits for the file."""
+    while do == "hold" and not (unless and Path(unless).exists()):
+        await asyncio.sleep(0.1)
+    if unless and Path(unless).exists():
+        return len(name)
+    if do == "raise":
+        raise ValueError(f"{name} broke")
+    if do == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    odd: Any = {"function": lambda: None, "text": "a text"}
+    return odd.get(do, len(name))  # type: ignore[no-any-return]
+
+
+@flow(flow_run_name="slow", timeout_seconds=1)
+async def slow() -> None:
+    """Exceed its own timeout."""
+    await asyncio.sleep(60)
+
+
+@parent_flow(flow_run_name="family")
+async def family(steps: list[dict[str, Any]], then: Literal["return", "raise"] = "return") -> Any:
+    """Gather steps; or raise while they run."""
+    calls = [child(step)(**each) for each in steps]
+    if then == "raise":
+        waiting = [asyncio.ensure_future(call) for call in calls]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        raise RuntimeError("the parent broke")
+    return raise_failures(await asyncio.gather(*calls, return_exceptions=True))
+
+
+@parent_flow(flow_run_name="retrying", retries=1)
+async def retrying(steps: list[dict[str, Any]]) -> Any:
+    """Gather steps, and once more if one fails."""
+    return await asyncio.gather(*(child(step)(**each) for each in steps))
+
+
+@parent_flow(flow_run_name="grandparent")
+async def grandparent(steps: list[dict[str, Any]]) -> Any:
+    """Call a parent as a child."""
+    try:
+        return await child(family)(steps=steps)
+    except ChildError as error:
+        raise RuntimeError(f"in the family: {error}") from error
