@@ -37,13 +37,13 @@ async def _create_work_pool(client: PrefectClient, name: str, pool: WorkPool) ->
             await client.update_work_queue(there.id, concurrency_limit=queue.concurrency_limit)
 
 
-def run_prefect_deploy(env: Mapping[str, str]) -> str:
+def run_prefect_deploy(env: Mapping[str, str], *arguments: str) -> str:
     """Run `prefect deploy --all` in that environment, and return what it said.
 
     Raises:
         RuntimeError: It failed; with what it said.
     """
-    command = ["prefect", "--no-prompt", "deploy", "--all"]
+    command = ["prefect", "--no-prompt", "deploy", "--all", *arguments]
     done = subprocess.run(
         [sys.executable, "-m", *command],
         env=dict(env),

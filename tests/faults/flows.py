@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,15 @@ What = Literal["return", "raise", "kill", "hold", "function", "text"]
 
 
 @flow(flow_run_name="{name}")
-async def step(name: str, do: What = "return", unless: str | None = None) -> int:
-    """Do as told, unless a file exists; `hold` waits for the file."""
+def step(name: str, do: What = "return", unless: str | None = None) -> int:
+    """Do as told, unless a file exists; `hold` waits for the file, `raise` leaves it behind."""
     while do == "hold" and not (unless and Path(unless).exists()):
-        await asyncio.sleep(0.1)
+        time.sleep(0.1)
     if unless and Path(unless).exists():
         return len(name)
     if do == "raise":
+        if unless:
+            Path(unless).touch()
         raise ValueError(f"{name} broke")
     if do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -37,7 +40,7 @@ async def slow() -> None:
 @parent_flow(flow_run_name="family")
 async def family(steps: list[dict[str, Any]], then: Literal["return", "raise"] = "return") -> Any:
     """Gather steps; or raise while they run."""
-    calls = [child(step)(**each) for each in steps]
+    calls = [child(step, deployment=each.pop("deployment", None))(**each) for each in steps]
     if then == "raise":
         waiting = [asyncio.ensure_future(call) for call in calls]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,247 @@
+"""Parents that go wrong, as deployments: their children are cancelled, or used again."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import AwaitingRetry, Cancelling
+
+from deployments import child
+from tests.faults.conftest import InProcess, is_alive, pid_of, start
+from tests.faults.flows import step
+from tests.waiting import children_of, read_graph, wait_for
+
+pytestmark = pytest.mark.anyio
+
+
+async def ended(client: PrefectClient, parent: FlowRun, seconds: float = 120) -> FlowRun:
+    """Return a parent once it is final, and so are its children."""
+
+    async def final() -> FlowRun | None:
+        run = await client.read_flow_run(parent.id)
+        runs = [run, *await children_of(client, parent)]
+        return run if all(each.state and each.state.is_final() for each in runs) else None
+
+    return await wait_for(final, f"{parent.name} and its children are final", seconds)
+
+
+async def in_states(client: PrefectClient, parent: FlowRun, *expected: str) -> list[FlowRun]:
+    """Return a parent's children once their states are as expected, in any order."""
+
+    async def as_expected() -> list[FlowRun] | None:
+        runs = await children_of(client, parent)
+        return runs if sorted(str(run.state_name) for run in runs) == sorted(expected) else None
+
+    return await wait_for(as_expected, f"the children are {', '.join(expected)}")
+
+
+async def outcome(client: PrefectClient, parent: FlowRun) -> list[tuple[str, str | None]]:
+    return sorted((run.name, run.state_name) for run in await children_of(client, parent))
+
+
+async def assert_truthful(client: PrefectClient, parent: FlowRun) -> None:
+    """Each child is in the run graph once, and no task run is left behind."""
+    children = {run.id for run in await children_of(client, parent)}
+    assert set(await read_graph(client, parent)) == children
+    task_runs = await client.read_task_runs(
+        task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[parent.id]))
+    )
+    assert len(task_runs) == len(children)
+    assert all(run.state and run.state.is_final() for run in task_runs)
+
+
+async def test_parent_raises_midway(client: PrefectClient) -> None:
+    steps = [{"name": "quick"}, {"name": "long", "do": "hold"}]
+    parent = await ended(client, await start("family", steps=steps, then="raise"))
+    assert parent.state is not None
+    assert "the parent broke" in str(parent.state.message)
+    assert await outcome(client, parent) == [("long", "Cancelled"), ("quick", "Completed")]
+
+
+async def test_parent_is_killed_midway(client: PrefectClient) -> None:
+    steps = [{"name": "a", "do": "hold"}, {"name": "b", "do": "hold", "deployment": "nobody"}]
+    parent = await start("family", steps=steps)
+    children = await in_states(client, parent, "Running", "Scheduled")
+    os.kill(pid_of(await client.read_flow_run(parent.id)), signal.SIGKILL)
+    parent = await ended(client, parent)
+    assert parent.state_name == "Crashed"
+    assert await outcome(client, parent) == [("a", "Cancelled"), ("b", "Cancelled")]
+    pids = [pid_of(run) for run in children if run.infrastructure_pid]
+    assert not any(is_alive(pid) for pid in pids)
+
+
+async def test_parent_is_cancelled_with_children_in_all_stages(client: PrefectClient) -> None:
+    queue = await client.read_work_queue_by_name("paused", work_pool_name="local")
+    await client.update_work_queue(queue.id, is_paused=True)
+    steps: list[dict[str, Any]] = [
+        {"name": "done"},
+        {"name": "failed", "do": "raise"},
+        *({"name": f"run {n}", "do": "hold"} for n in range(4)),
+        *({"name": f"nobody {n}", "deployment": "nobody"} for n in range(2)),
+        *({"name": f"queued {n}", "deployment": "paused"} for n in range(2)),
+    ]
+    parent = await start("family", steps=steps)
+    await in_states(client, parent, "Completed", "Failed", *["Running"] * 4, *["Scheduled"] * 4)
+    await client.set_flow_run_state(parent.id, Cancelling())
+    parent = await ended(client, parent, 60)
+    assert parent.state_name == "Cancelled"
+    alive = [("done", "Completed"), ("failed", "Failed")]
+    cancelled = [(str(each["name"]), "Cancelled") for each in steps[2:]]
+    assert await outcome(client, parent) == sorted(alive + cancelled)
+    await assert_truthful(client, parent)
+
+
+async def test_nested_parent_is_cancelled(client: PrefectClient) -> None:
+    steps = [{"name": "a", "do": "hold"}, {"name": "b", "do": "hold"}]
+    oldest = await start("grandparent", steps=steps)
+    (family,) = await in_states(client, oldest, "Running")
+    await in_states(client, family, "Running", "Running")
+    await client.set_flow_run_state(oldest.id, Cancelling())
+    oldest, family = await ended(client, oldest), await ended(client, family)
+    assert (oldest.state_name, family.state_name) == ("Cancelled", "Cancelled")
+    assert await outcome(client, family) == [("a", "Cancelled"), ("b", "Cancelled")]
+
+
+async def test_parent_with_retries_runs_only_what_failed(
+    client: PrefectClient, tmp_path: Path
+) -> None:
+    steps = [{"name": "good"}, {"name": "bad", "do": "raise", "unless": str(tmp_path / "once")}]
+    parent = await ended(client, await start("retrying", steps=steps))
+    assert (parent.state_name, parent.run_count) == ("Completed", 2)
+    assert await outcome(client, parent) == [
+        ("bad", "Completed"),
+        ("bad", "Failed"),
+        ("good", "Completed"),
+    ]
+    await assert_truthful(client, parent)
+
+
+async def retry(client: PrefectClient, parent: FlowRun) -> FlowRun:
+    """Do what the button *Retry* of the UI does."""
+    await client.set_flow_run_state(parent.id, AwaitingRetry(message="Retry from the UI"))
+
+    async def completed() -> FlowRun | None:
+        run = await client.read_flow_run(parent.id)
+        return run if run.state and run.state.is_completed() else None
+
+    return await wait_for(completed, "the retried parent completes")
+
+
+async def test_retry_of_a_failed_parent(client: PrefectClient, tmp_path: Path) -> None:
+    steps = [{"name": "good"}, {"name": "bad", "do": "raise", "unless": str(tmp_path / "once")}]
+    parent = await ended(client, await start("family", steps=steps))
+    assert "1 of 2 children failed: bad" in str(parent.state and parent.state.message)
+    parent = await retry(client, parent)
+    assert await outcome(client, parent) == [
+        ("bad", "Completed"),
+        ("bad", "Failed"),
+        ("good", "Completed"),
+    ]
+    await assert_truthful(client, parent)
+    assert parent.state is not None
+    assert await parent.state.aresult() == [4, 3]
+
+
+async def test_retry_of_a_cancelled_parent(client: PrefectClient, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    steps = [{"name": "done"}, {"name": "cut", "do": "hold", "unless": str(go)}]
+    parent = await start("family", steps=steps)
+    await in_states(client, parent, "Completed", "Running")
+    await client.set_flow_run_state(parent.id, Cancelling())
+    await ended(client, parent)
+    go.touch()
+    parent = await retry(client, parent)
+    assert await outcome(client, parent) == [
+        ("cut", "Cancelled"),
+        ("cut", "Completed"),
+        ("done", "Completed"),
+    ]
+    await assert_truthful(client, parent)
+
+
+class Twice:
+    """The body of a parent that fails once: it counts its attempts."""
+
+    def __init__(self) -> None:
+        self.attempt = 0
+
+    def fail_once(self) -> None:
+        if self.attempt == 1:
+            raise RuntimeError("once")
+
+
+async def test_calls_in_another_order_find_their_children(
+    client: PrefectClient, in_process: InProcess
+) -> None:
+    twice = Twice()
+
+    async def code() -> list[int]:
+        twice.attempt += 1
+        names = ["a", "bb", "bb"] if twice.attempt == 1 else ["bb", "a", "bb"]
+        lengths = [await child(step)(name) for name in names]
+        twice.fail_once()
+        return lengths
+
+    assert await in_process(code, retries=1) == [2, 1, 2]
+    assert in_process.run is not None
+    assert len(await children_of(client, in_process.run)) == 3
+
+
+async def test_a_key_names_a_call_whose_parameters_change(
+    client: PrefectClient, in_process: InProcess
+) -> None:
+    twice = Twice()
+
+    async def code() -> int:
+        twice.attempt += 1
+        length = await child(step, key="the call")(f"at attempt {twice.attempt}")
+        twice.fail_once()
+        return length
+
+    assert await in_process(code, retries=1) == len("at attempt 1")
+    assert in_process.run is not None
+    assert len(await children_of(client, in_process.run)) == 1
+
+
+async def test_a_live_child_is_attached_again(
+    client: PrefectClient, in_process: InProcess, tmp_path: Path
+) -> None:
+    twice, go = Twice(), tmp_path / "go"
+
+    async def code() -> int:
+        twice.attempt += 1
+        run = await child(step).submit("long", "hold", str(go))
+        twice.fail_once()
+        go.touch()
+        return await run.result()
+
+    assert await in_process(code, retries=1) == 4
+    assert in_process.run is not None
+    assert await outcome(client, in_process.run) == [("long", "Completed")]
+    await assert_truthful(client, in_process.run)
+
+
+async def test_a_child_whose_result_is_gone_runs_again(
+    client: PrefectClient, in_process: InProcess, prefect_server: Any
+) -> None:
+    twice = Twice()
+
+    async def code() -> int:
+        twice.attempt += 1
+        run = await child(step).submit("again")
+        length = await run.result()
+        if twice.attempt == 1:
+            state = (await client.read_flow_run(run.id)).state
+            assert state is not None
+            (prefect_server.home / "storage" / str(state.data.storage_key)).unlink()
+        twice.fail_once()
+        return length
+
+    assert await in_process(code, retries=1) == 5
+    assert in_process.run is not None
+    assert await outcome(client, in_process.run) == [("again", "Completed")] * 2
