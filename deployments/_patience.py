@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -30,7 +29,7 @@ def is_passing(error: Exception) -> bool:
 async def persist(request: Callable[[], Awaitable[T]], give_up_after: float) -> T:
     """Repeat a request that may be sent twice until the server answers it.
 
-    Prefect's client gives up after PREFECT_CLIENT_MAX_RETRIES; this goes on after that.
+    Prefect's client gives up after PREFECT_CLIENT_MAX_RETRIES, about a minute; this goes on.
 
     Args:
         request: Makes the request.
@@ -39,23 +38,26 @@ async def persist(request: Callable[[], Awaitable[T]], give_up_after: float) -> 
     Raises:
         ChildError: The server did not answer in that time.
     """
-    started = time.monotonic()
-    while True:
-        try:
-            return await request()
-        except (httpx.TransportError, PrefectHTTPStatusError) as error:
-            if not is_passing(error):
-                raise
-            silence = time.monotonic() - started
-            if silence > give_up_after:
-                raise ChildError(unreachable(silence, error)) from error
-            logger.warning("The Prefect server has not answered for %.0f s: %r", silence, error)
-            await asyncio.sleep(PAUSE_SECONDS)
+    last: Exception | None = None
+    try:
+        async with asyncio.timeout(give_up_after):
+            while True:
+                try:
+                    return await request()
+                except (httpx.TransportError, PrefectHTTPStatusError) as error:
+                    if not is_passing(error):
+                        raise
+                    logger.warning("The Prefect server does not answer: %r", error)
+                    last = error
+                await asyncio.sleep(PAUSE_SECONDS)
+    except TimeoutError:
+        raise ChildError(unreachable(give_up_after, last)) from last
 
 
-def unreachable(silence: float, error: Exception) -> str:
+def unreachable(silence: float, error: Exception | None) -> str:
     """Say that the server is given up."""
+    reason = f" ({error!r})" if error else ""
     return (
-        f"gave up after {silence:.0f} s without an answer of the Prefect server ({error!r}): "
+        f"gave up after {silence:.0f} s without an answer of the Prefect server{reason}: "
         "the limit is `give_up_after` of @parent_flow"
     )

@@ -34,16 +34,14 @@ class TemporaryServer:
 
 
 @contextlib.contextmanager
-def temporary_server(home: Path) -> Iterator[TemporaryServer]:
-    """Run a Prefect server on 127.0.0.1, on a free port, with a database in `home`.
+def temporary_server(home: Path, port: int | None = None) -> Iterator[TemporaryServer]:
+    """Run a Prefect server on 127.0.0.1, by default on a free port, with a database in `home`.
 
     Raises:
         RuntimeError: It did not come up.
     """
     home = home.resolve()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = port or free_port()
     api_url = f"http://127.0.0.1:{port}/api"
     env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     env |= {
@@ -60,6 +58,14 @@ def temporary_server(home: Path) -> Iterator[TemporaryServer]:
 
     with run_process(command, env=env, log=home / "server.log", ready=healthy):
         yield TemporaryServer(home, api_url, env)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 @contextlib.contextmanager

@@ -113,14 +113,16 @@ class Watcher:
             woken = self._wake.is_set()
             self._wake.clear()
             ended = set(self._ended) if woken else None
+            patience = self._give_up_after - (time.monotonic() - answered)
             try:
-                await self._settle([i for i in self._waiting() if ended is None or i in ended])
+                async with asyncio.timeout(max(patience, 1)):  # the client retries by itself
+                    await self._settle([i for i in self._waiting() if ended is None or i in ended])
             except Exception as error:  # noqa: BLE001 - the server may come back
                 silence = time.monotonic() - answered
                 self._logger.warning(
                     "The Prefect server has not answered for %.0f s: %r", silence, error
                 )
-                if silence > self._give_up_after:
+                if silence >= self._give_up_after:
                     self._fail(self._waiting(), unreachable(silence, error))
             else:
                 answered = time.monotonic()

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments._processes import free_port
 from deployments.manifest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -166,9 +166,7 @@ def test_an_interrupted_demo_leaves_nothing_running(
 def test_an_own_server_a_worker_elsewhere_and_a_run(
     checkout: Path, clean_env: dict[str, str], tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     start = COMMANDS.index("source .venv/bin/activate")
     activate, server, export, deploy, worker, run = (
         command.replace("4200", port) for command in COMMANDS[start : start + 6]

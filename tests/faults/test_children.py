@@ -56,7 +56,7 @@ async def test_child_raises(client: PrefectClient, in_process: InProcess) -> Non
     async def code() -> None:
         await child(step)("broken", "raise")
 
-    with pytest.raises(ChildFailed, match="step/local 'broken' failed: .*broken broke") as error:
+    with pytest.raises(ChildFailed, match=r"step/local 'broken' failed: .*broken broke") as error:
         await in_process(code)
     assert isinstance(error.value.__cause__, ValueError)
     assert await states(client, in_process) == {"broken": "Failed"}
@@ -98,7 +98,7 @@ async def result_file(client: PrefectClient, run: ChildRun[Any], server: Tempora
         return state if state and state.is_completed() else None
 
     state = await wait_for(completed, f"{run} completes")
-    path = Path(state.data.storage_key)
+    path = Path(str(state.data.storage_key))
     return path if path.is_absolute() else server.home / "storage" / path
 
 
@@ -153,7 +153,7 @@ async def test_failed_childs_message_is_not_hidden_by_its_storage(
             return state if state and state.is_failed() else None
 
         state = await wait_for(failed, "it fails")
-        (prefect_server.home / "storage" / state.data.storage_key).unlink()
+        (prefect_server.home / "storage" / str(state.data.storage_key)).unlink()
         await run.result()
 
     with pytest.raises(ChildFailed, match="broken broke") as error:
@@ -175,7 +175,7 @@ async def test_deployment_is_missing(client: PrefectClient, in_process: InProces
     [
         (
             "nobody",
-            "no worker is online for work pool nobody: `prefect worker start --pool nobody`",
+            "no worker is online for work pool nobody: `prefect worker start --pool nob",
         ),
         ("paused", "work queue paused of pool local is paused: `prefect work-queue resume paused"),
     ],
@@ -290,9 +290,9 @@ async def test_several_failures_are_counted_and_named(in_process: InProcess) -> 
 async def test_two_identical_calls_are_two_children(
     client: PrefectClient, in_process: InProcess
 ) -> None:
-    async def code() -> list[int]:
+    async def code() -> tuple[int, int]:
         return await asyncio.gather(child(step)("twin"), child(step)("twin"))
 
-    assert await in_process(code) == [4, 4]
+    assert await in_process(code) == (4, 4)
     assert in_process.run is not None
     assert len(await children_of(client, in_process.run)) == 2
