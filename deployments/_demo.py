@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from deployments._deploy import create_work_pools, run_prefect_deploy
+from deployments._deploy import create_definitions, run_prefect_deploy
 from deployments._processes import TemporaryServer, tail, temporary_server, temporary_worker
 from deployments.manifest import Manifest
 
@@ -81,7 +81,7 @@ def run_demo(
 
 async def _deploy(server: TemporaryServer) -> None:
     async with get_client() as client:
-        await create_work_pools(client, Manifest.load())
+        await create_definitions(client, Manifest.load())
     await asyncio.to_thread(run_prefect_deploy, server.env)
 
 

@@ -14,10 +14,19 @@ from prefect.workers.utilities import get_default_base_job_template_for_infrastr
 from deployments.manifest import ROOT, Manifest, WorkPool
 
 
-async def create_work_pools(client: PrefectClient, manifest: Manifest) -> None:
-    """Create the work pools and queues that are missing, and set the queues' limits."""
+async def create_definitions(client: PrefectClient, manifest: Manifest) -> None:
+    """Create what deployments need and is missing, and change what differs.
+
+    That is the work pools, with their queues and the queues' limits, and the automations.
+    """
     for name, pool in manifest.definitions.work_pools.items():
         await _create_work_pool(client, name, pool)
+    for automation in manifest.definitions.automations:
+        existing = await client.read_automations_by_name(automation.name)
+        if existing:
+            await client.update_automation(existing[0].id, automation)
+        else:
+            await client.create_automation(automation)
 
 
 async def _create_work_pool(client: PrefectClient, name: str, pool: WorkPool) -> None:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from deployments import _demo, _parameters
 from deployments._check import check_manifest
-from deployments._deploy import create_work_pools, run_prefect_deploy
+from deployments._deploy import create_definitions, run_prefect_deploy
 from deployments.manifest import Manifest
 
 app = App(
@@ -81,7 +81,7 @@ def deploy() -> None:
         _fail("PREFECT_API_URL is not set: write it into .env (see .env.example)")
     try:
         manifest = Manifest.load()
-        asyncio.run(_create_work_pools(manifest))
+        asyncio.run(_create_definitions(manifest))
         progress.print(run_prefect_deploy(os.environ), markup=False, highlight=False)
     except (RuntimeError, ValueError) as error:
         _fail(str(error))
@@ -98,7 +98,7 @@ def check() -> None:
     progress.print("prefect.yaml and the flows agree.")
 
 
-async def _create_work_pools(manifest: Manifest) -> None:
+async def _create_definitions(manifest: Manifest) -> None:
     async with get_client() as client:
         deadline = time.monotonic() + SERVER_SECONDS  # it may just have been started
         while error := await client.api_healthcheck():
@@ -108,7 +108,7 @@ async def _create_work_pools(manifest: Manifest) -> None:
                     "it (`prefect server start`), or correct PREFECT_API_URL in .env"
                 )
             await asyncio.sleep(1)
-        await create_work_pools(client, manifest)
+        await create_definitions(client, manifest)
 
 
 def _check(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prefect.automations import AutomationCore
 from prefect.flows import Flow, load_flow_from_entrypoint
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -60,6 +61,7 @@ class Definitions(BaseModel):
     """The part of `definitions` that is not only anchors."""
 
     work_pools: dict[str, WorkPool]
+    automations: list[AutomationCore] = []
 
 
 class Manifest(BaseModel):

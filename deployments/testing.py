@@ -20,7 +20,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from deployments._child import stand_ins
-from deployments._deploy import create_work_pools, run_prefect_deploy
+from deployments._deploy import create_definitions, run_prefect_deploy
 from deployments._processes import TemporaryServer, temporary_server, temporary_worker
 from deployments.manifest import Manifest
 
@@ -45,7 +45,7 @@ def deployed(prefect_server: TemporaryServer) -> Manifest:
 
     async def create() -> None:
         async with get_client() as client:
-            await create_work_pools(client, manifest)
+            await create_definitions(client, manifest)
 
     asyncio.run(create())
     run_prefect_deploy(prefect_server.env)

@@ -13,7 +13,7 @@ from prefect.context import FlowRunContext
 from prefect.deployments import arun_deployment
 
 from deployments import parent_flow
-from deployments._deploy import create_work_pools, run_prefect_deploy
+from deployments._deploy import create_definitions, run_prefect_deploy
 from deployments._processes import TemporaryServer
 from deployments.manifest import ROOT, Manifest
 
@@ -28,7 +28,7 @@ def faults(prefect_server: TemporaryServer, worker: subprocess.Popen[bytes]) -> 
 
 async def deploy_faults(server: TemporaryServer) -> None:
     async with get_client() as client:
-        await create_work_pools(client, Manifest.load(ROOT / FAULTS))
+        await create_definitions(client, Manifest.load(ROOT / FAULTS))
     await asyncio.to_thread(run_prefect_deploy, server.env, "--prefect-file", str(FAULTS))
 
 

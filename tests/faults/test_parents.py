@@ -1,18 +1,24 @@
 """Parents that go wrong, as deployments: their children are cancelled, or used again."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling
 
 from deployments import child
-from tests.faults.conftest import InProcess, is_alive, pid_of, start
+from deployments._deploy import create_definitions, run_prefect_deploy
+from deployments._processes import temporary_server, temporary_worker
+from deployments.manifest import Manifest
+from tests.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
 from tests.faults.flows import step
 from tests.waiting import children_of, read_graph, wait_for
 
@@ -162,6 +168,50 @@ async def test_retry_of_a_cancelled_parent(client: PrefectClient, tmp_path: Path
         ("done", "Completed"),
     ]
     await assert_truthful(client, parent)
+
+
+async def test_parents_worker_is_killed(tmp_path: Path) -> None:
+    """As if its whole machine died: only the server can notice, and another worker clean up."""
+    steps = [
+        {"name": "a", "do": "hold"},
+        {"name": "b", "deployment": "nobody"},
+    ]
+    with (
+        temporary_server(tmp_path) as server,
+        temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: tmp_path}),
+    ):
+        async with get_client() as client:
+            await create_definitions(client, Manifest.load())
+            await asyncio.to_thread(run_prefect_deploy, server.env)
+            await deploy_faults(server)
+            with temporary_worker(server, "local") as first:
+                parent = await start("family", steps=steps)
+                await in_states(client, parent, "Running", "Scheduled")
+                await heartbeat_of(client, parent)
+                os.killpg(first.pid, signal.SIGKILL)
+            with temporary_worker(server, "local"):
+                parent = await ended(client, parent, 300)
+            assert parent.state_name == "Crashed"
+            assert await outcome(client, parent) == [("a", "Crashed"), ("b", "Cancelled")]
+
+
+async def heartbeat_of(client: PrefectClient, run: FlowRun) -> None:
+    """Wait until the server has heard of a run: silence counts from its first heartbeat."""
+
+    async def heard() -> bool:
+        response = await client.request(
+            "POST",
+            "/events/filter",
+            json={
+                "filter": {
+                    "event": {"name": ["prefect.flow-run.heartbeat"]},
+                    "resource": {"id": [f"prefect.flow-run.{run.id}"]},
+                }
+            },
+        )
+        return bool(response.json()["events"])
+
+    await wait_for(heard, "the parent's heartbeat is heard")
 
 
 class Twice:
