@@ -1,12 +1,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint check deploy lock clean
+.PHONY: demo test test-all lint check deploy lock clean
 
 demo: .venv/installed
 	@$(BIN)/python -m deployments demo $(ARGS)
 
 test: lint
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: lint
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/installed

@@ -6,17 +6,28 @@ import ast
 import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from prefect.client.orchestration import PrefectClient
+from prefect.deployments import arun_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.settings import get_current_settings
+from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
 from deployments._parameters import validate_some
-from deployments.manifest import ROOT, Deployment, Manifest
+from deployments._unstarted import online_workers
+from deployments.manifest import ROOT, Deployment, Manifest, WorkPool
+
+# A deployment of ours that does nothing when it is asked about a parent that does not exist.
+PROBE = "cancel-orphans/local"
+
+Flows = dict[str, tuple[Deployment, Flow[..., Any]]]
 
 VARIABLE = re.compile(r"{{\s*\$(\w+)\s*}}")
 
@@ -50,7 +61,7 @@ def check_manifest(path: Path = ROOT / "prefect.yaml") -> Iterator[str]:
     for variable in sorted(set(VARIABLE.findall(path.read_text(encoding="utf-8")))):
         if variable not in os.environ:
             yield f"{path.name}: ${variable} is not set, and would become empty: set it in .env"
-    flows: dict[str, tuple[Deployment, Flow[..., Any]]] = {}
+    flows: Flows = {}
     for deployment in manifest.deployments:
         try:
             flow = deployment.load_flow()
@@ -67,6 +78,63 @@ def check_manifest(path: Path = ROOT / "prefect.yaml") -> Iterator[str]:
         yield from (f"{where}: {finding}" for finding in _check_queue(manifest, deployment))
         for call in find_child_calls(flow):
             yield from _check_call(manifest, flows, deployment, call)
+
+
+async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterator[str]:
+    """Yield one line for each thing that is wrong with the server, with what to do."""
+    if error := await client.api_healthcheck():
+        yield f"{client.api_url} does not answer: {error!r}: start it, or set PREFECT_API_URL"
+        return
+    ready = True
+    for name, pool in manifest.definitions.work_pools.items():
+        async for finding in _check_work_pool(client, name, pool):
+            ready = False
+            yield finding
+    for deployment in manifest.deployments:
+        name = f"{deployment.load_flow().name}/{deployment.name}"
+        try:
+            await client.read_deployment_by_name(name)
+        except ObjectNotFound:
+            ready = False
+            yield f"{name} is not deployed: `python -m deployments deploy`"
+    if ready and (problem := await _check_results(client)):
+        yield problem
+
+
+async def _check_work_pool(client: PrefectClient, name: str, pool: WorkPool) -> AsyncIterator[str]:
+    try:
+        there = await client.read_work_pool(name)
+    except ObjectNotFound:
+        yield f"work pool {name} does not exist: `python -m deployments deploy`"
+        return
+    if there.type != pool.type:
+        yield f"work pool {name} is of type {there.type}, not {pool.type}: delete it, or rename one"
+    if there.is_paused:
+        yield f"work pool {name} is paused: `prefect work-pool resume {name}`"
+    for queue in pool.queues:
+        try:
+            await client.read_work_queue_by_name(queue, work_pool_name=name)
+        except ObjectNotFound:
+            yield f"work queue {name}/{queue} does not exist: `python -m deployments deploy`"
+    if not await online_workers(client, name):
+        yield f"no worker is online for work pool {name}: `prefect worker start --pool {name}`"
+
+
+async def _check_results(client: PrefectClient) -> str | None:
+    """Run something harmless, and read its result as a parent would read a child's."""
+    run = await arun_deployment(
+        PROBE, client=client, parameters={"parent": str(uuid4())}, timeout=60, poll_interval=0.5
+    )
+    if run.state is None or not run.state.is_completed():
+        return f"{PROBE} does not complete, but is {run.state}: look at {url_for(run)}"
+    try:
+        await run.state.aresult()
+    except Exception as error:  # noqa: BLE001 - each storage has errors of its own
+        return (
+            f"the result of {PROBE} can't be read here: {error!r}: give parents and children one "
+            "result storage, such as a shared PREFECT_LOCAL_STORAGE_PATH"
+        )
+    return None
 
 
 def _check_flow(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
@@ -99,7 +167,7 @@ def _check_queue(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
 
 def _check_call(
     manifest: Manifest,
-    flows: dict[str, tuple[Deployment, Flow[..., Any]]],
+    flows: Flows,
     parent: Deployment,
     call: ChildCall,
 ) -> Iterator[str]:

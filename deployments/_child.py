@@ -169,7 +169,8 @@ class Child(Generic[P, R]):
         parent = ParentRun.current()
         inputs, parameters, run_name = self._prepare(args, kwargs)
         if stand_in := stand_ins.get(self._flow_name):
-            return await self._run_stand_in(parent, stand_in, parameters)
+            named = {"name": run_name} | self._options
+            return await self._run_stand_in(parent, stand_in, parameters, named["name"])
         deployment = self._deployment_name or await parent.deployment_name()
         call = Call(
             deployment=f"{self._flow_name}/{deployment}",
@@ -214,9 +215,12 @@ class Child(Generic[P, R]):
         parent: ParentRun,
         stand_in: Flow[..., Coroutine[Any, Any, Any]],
         parameters: dict[str, Any],
+        run_name: str | None,
     ) -> ChildRun[R]:
         if self._flow is not None:  # as the child would get them
             parameters = validate(self._flow, parameters)
+        if run_name is not None:
+            stand_in = stand_in.with_options(flow_run_name=lambda: run_name)
         state = await stand_in(**parameters, return_state=True)
         flow_run = await parent.client.read_flow_run(state.state_details.flow_run_id)
         final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()

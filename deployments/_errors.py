@@ -80,7 +80,7 @@ def raise_failures(results: Sequence[R | BaseException]) -> list[R]:
     if not failures:
         return [result for result in results if not isinstance(result, BaseException)]
     names = [
-        failure.run.name if isinstance(failure, ChildError) and failure.run else repr(failure)
+        str(failure.run) if isinstance(failure, ChildError) and failure.run else repr(failure)
         for failure in failures
     ]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

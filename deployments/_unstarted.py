@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, Worker
 
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
@@ -55,12 +55,7 @@ async def _reason(
             f"work queue {queue.name} of pool {pool_name} is paused: "
             f"`prefect work-queue resume {queue.name} --pool {pool_name}`"
         )
-    if not await client.read_workers_for_work_pool(
-        pool_name,
-        worker_filter=WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"])),
-        limit=1,
-        offset=0,
-    ):
+    if not await online_workers(client, pool_name):
         return (
             f"no worker is online for work pool {pool_name}: "
             f"`prefect worker start --pool {pool_name}`"
@@ -73,10 +68,13 @@ async def _reason(
         return f"work queue {queue.name} runs {queue.concurrency_limit} at once, its limit"
     if any(run.state_name == "AwaitingConcurrencySlot" for run in waiting):
         return "the concurrency limit of the deployment is reached"
-    deployment_id = waiting[0].deployment_id
-    if deployment_id and (await client.read_deployment(deployment_id)).paused:
-        return "the deployment is paused: `prefect deployment schedule resume`, or in the UI"
     return "a worker is online, and has not taken it yet"
+
+
+async def online_workers(client: PrefectClient, pool_name: str) -> list[Worker]:
+    """Return a worker of the pool that is online, if there is one."""
+    online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
+    return await client.read_workers_for_work_pool(pool_name, online, offset=0, limit=1)
 
 
 async def _is_full(

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments import _demo, _parameters
-from deployments._check import check_manifest
+from deployments._check import check_manifest, check_server
 from deployments._deploy import create_definitions, run_prefect_deploy
 from deployments.manifest import Manifest
 
@@ -88,14 +88,26 @@ def deploy() -> None:
 
 
 @app.command
-def check() -> None:
-    """Find what is wrong with prefect.yaml and the flows that it deploys: one line each."""
+def check(*, server: bool = False) -> None:
+    """Find what is wrong with prefect.yaml and the flows that it deploys: one line each.
+
+    Args:
+        server: Look at the configured server, too: pools, workers, deployments, and whether
+            results of its workers can be read here.
+    """
     findings = list(check_manifest())
+    if server and not findings:
+        findings = asyncio.run(_check_server())
     for finding in findings:
         progress.print(finding, markup=False, highlight=False, soft_wrap=True)
     if findings:
         sys.exit(1)
-    progress.print("prefect.yaml and the flows agree.")
+    progress.print(f"prefect.yaml{', the server' if server else ''} and the flows agree.")
+
+
+async def _check_server() -> list[str]:
+    async with get_client() as client:
+        return [finding async for finding in check_server(client, Manifest.load())]
 
 
 async def _create_definitions(manifest: Manifest) -> None:

@@ -16,7 +16,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 
-from deployments.manifest import ROOT
+from deployments._check import check_server
+from deployments.manifest import ROOT, Manifest
 from flows.delay_report import DelayReport
 from tests.waiting import children_of, read_graph, wait_for
 
@@ -142,3 +143,27 @@ async def test_bad_parameters_create_no_run() -> None:
         with pytest.raises(PrefectHTTPStatusError, match="409"):
             await run_parent({"month": 13})
         assert len(await client.read_flow_runs()) == len(before)
+
+
+async def test_check_finds_nothing_wrong_with_this_server() -> None:
+    async with get_client() as client:
+        assert [finding async for finding in check_server(client, Manifest.load())] == []
+
+
+async def test_check_tells_what_the_server_lacks(tmp_path: Path) -> None:
+    text = (ROOT / "prefect.yaml").read_text()
+    pools = "    local:\n      type: process\n"
+    assert pools in text
+    more = pools.replace("local", "other").replace("process", "docker") + "      queues: {}\n"
+    (tmp_path / "prefect.yaml").write_text(
+        text.replace(pools, more + pools).replace("parents: {}", "parents: {}\n        vip: {}")
+    )
+    manifest = Manifest.load(tmp_path / "prefect.yaml")
+    manifest.deployments[0].name = "elsewhere"
+    async with get_client() as client:
+        findings = [finding async for finding in check_server(client, manifest)]
+        assert findings == [
+            "work pool other does not exist: `python -m deployments deploy`",
+            "work queue local/vip does not exist: `python -m deployments deploy`",
+            "flight-delays/elsewhere is not deployed: `python -m deployments deploy`",
+        ]

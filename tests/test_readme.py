@@ -115,6 +115,7 @@ def test_the_demo_refuses_bad_input_before_it_starts_anything(
     assert "error: month: Input should be less than or equal to 12, not 13" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_demo_that_fails_says_why_and_ends_with_1(
     checkout: Path, clean_env: dict[str, str]
 ) -> None:
@@ -143,7 +144,9 @@ def processes_of(home: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_demo_leaves_nothing_running(
     checkout: Path, clean_env: dict[str, str], tmp_path: Path, how: signal.Signals
 ) -> None:

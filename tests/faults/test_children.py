@@ -25,7 +25,7 @@ from tests.faults.conftest import InProcess, is_alive, pid_of
 from tests.faults.flows import slow, step
 from tests.waiting import children_of, wait_for
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 async def states(client: PrefectClient, parent: InProcess) -> dict[str, str | None]:
@@ -199,6 +199,21 @@ async def test_nothing_starts_the_child(
     assert await final(client, in_process) == {"stuck": "Cancelled"}
 
 
+async def test_a_paused_deployment_still_runs_when_called(
+    client: PrefectClient, in_process: InProcess
+) -> None:
+    deployment = await client.read_deployment_by_name("step/local")
+
+    async def code() -> int:
+        return await child(step, timeout=60)("called")
+
+    await client.pause_deployment(deployment.id)
+    try:
+        assert await in_process(code) == 6
+    finally:
+        await client.resume_deployment(deployment.id)
+
+
 async def test_task_group_cancels_the_siblings_runs(
     client: PrefectClient, in_process: InProcess
 ) -> None:
@@ -283,7 +298,7 @@ async def test_several_failures_are_counted_and_named(in_process: InProcess) -> 
         calls = [child(step)("one", "raise"), child(step)("two"), child(step)("three", "raise")]
         raise_failures(await asyncio.gather(*calls, return_exceptions=True))
 
-    with pytest.raises(ExceptionGroup, match="2 of 3 children failed: one, three"):
+    with pytest.raises(ExceptionGroup, match="2 of 3 children failed: step/local 'one', "):
         await in_process(code)
 
 

@@ -22,7 +22,7 @@ from tests.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, st
 from tests.faults.flows import step
 from tests.waiting import children_of, read_graph, wait_for
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 async def ended(client: PrefectClient, parent: FlowRun, seconds: float = 120) -> FlowRun:
@@ -141,7 +141,7 @@ async def retry(client: PrefectClient, parent: FlowRun) -> FlowRun:
 async def test_retry_of_a_failed_parent(client: PrefectClient, tmp_path: Path) -> None:
     steps = [{"name": "good"}, {"name": "bad", "do": "raise", "unless": str(tmp_path / "once")}]
     parent = await ended(client, await start("family", steps=steps))
-    assert "1 of 2 children failed: bad" in str(parent.state and parent.state.message)
+    assert "1 of 2 children failed: step/local 'bad'" in str(parent.state and parent.state.message)
     parent = await retry(client, parent)
     assert await outcome(client, parent) == [
         ("bad", "Completed"),

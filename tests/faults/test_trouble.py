@@ -24,7 +24,7 @@ from tests.faults.flows import step
 from tests.faults.proxy import FaultyProxy
 from tests.waiting import children_of, wait_for
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @pytest.fixture
