@@ -1,6 +1,6 @@
 """Call child deployments from parent flows as if they were coroutines."""
 
-from deployments._child import ChildRun, child
+from deployments._child import child
 from deployments._errors import (
     ChildCancelled,
     ChildCrashed,
@@ -12,6 +12,7 @@ from deployments._errors import (
     raise_failures,
 )
 from deployments._parent import parent_flow
+from deployments._run import ChildRun
 
 __all__ = [
     "ChildCancelled",

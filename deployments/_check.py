@@ -111,6 +111,11 @@ async def _check_work_pool(client: PrefectClient, name: str, pool: WorkPool) -> 
         yield f"work pool {name} is of type {there.type}, not {pool.type}: delete it, or rename one"
     if there.is_paused:
         yield f"work pool {name} is paused: `prefect work-pool resume {name}`"
+    if there.concurrency_limit is not None:
+        yield (
+            f"work pool {name} has a concurrency limit, which parents and children share: that is "
+            f"a deadlock. `prefect work-pool clear-concurrency-limit {name}`; limit a queue instead"
+        )
     for queue in pool.queues:
         try:
             await client.read_work_queue_by_name(queue, work_pool_name=name)
@@ -211,7 +216,7 @@ def find_child_calls(flow: Flow[..., Any]) -> Iterator[ChildCall]:
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     made_of = {id(node.func): node for node in calls}  # child(flow) -> child(flow)(parameters)
     for node in sorted(calls, key=lambda call: call.lineno):
-        if not (isinstance(node.func, ast.Name) and node.func.id == "child" and node.args):
+        if not (ast.unparse(node.func) in ("child", "deployments.child") and node.args):
             continue
         options = {keyword.arg: keyword.value for keyword in node.keywords}
         deployment = options.get("deployment")

@@ -1,24 +1,21 @@
-"""Calling a child: submit its run, wait for it, return its result."""
+"""Calling a child: from its flow and parameters to its run and its result."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
 from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints, overload
-from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
-from prefect.utilities.urls import url_for
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from deployments._errors import ChildResultUnavailable, ChildTimedOut
-from deployments._orphans import LEAVE_RUNNING, cancel_run
+from deployments._errors import ChildResultUnavailable
+from deployments._orphans import LEAVE_RUNNING
 from deployments._parameters import bind, check_json, to_json, validate, with_defaults
 from deployments._parent import ParentRun
-from deployments._patience import persist
-from deployments._results import read_result
+from deployments._run import ChildRun
 from deployments._submit import Call
 
 P = ParamSpec("P")
@@ -179,14 +176,16 @@ class Child(Generic[P, R]):
             **{"name": run_name} | self._options,
         )
         flow_run = await parent.submitter.submit(call)
-        parent.logger.info("Child %s %r: %s", call.deployment, flow_run.name, _url(flow_run.id))
+        run = self._handle(parent, call, flow_run)
+        parent.logger.info("Child %s: %s", run, run.url)
         if flow_run.state and flow_run.state.is_completed():  # by an earlier attempt
             try:
-                await self._handle(parent, call, flow_run).result()
+                await run.result()
             except ChildResultUnavailable as error:
                 parent.logger.warning("%s: it runs again", error)
                 flow_run = await parent.submitter.resubmit(call, flow_run)
-        return self._handle(parent, call, flow_run)
+                return self._handle(parent, call, flow_run)
+        return run
 
     def _handle(self, parent: ParentRun, call: Call, flow_run: FlowRun) -> ChildRun[R]:
         final = parent.watcher.watch(flow_run)
@@ -226,80 +225,3 @@ class Child(Generic[P, R]):
         final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
         final.set_result(flow_run)
         return ChildRun(parent, self._flow_name, flow_run, final, self._returns, self._timeout)
-
-
-class ChildRun(Generic[R]):
-    """A child's run that was started. Made by `child(...).submit(...)`.
-
-    Attributes:
-        id: Of the flow run.
-        name: Of the flow run.
-        deployment: `flow-name/deployment-name`.
-    """
-
-    def __init__(
-        self,
-        parent: ParentRun,
-        deployment: str,
-        flow_run: FlowRun,
-        final: asyncio.Future[FlowRun],
-        returns: TypeAdapter[R],
-        timeout: float | None,
-    ) -> None:
-        self.id: UUID = flow_run.id
-        self.name: str = flow_run.name
-        self.deployment = deployment
-        self._client = parent.client
-        self._give_up_after = parent.give_up_after
-        self._leave_running = LEAVE_RUNNING in flow_run.tags
-        self._final = final
-        self._returns = returns
-        self._timeout = timeout
-        self._created = asyncio.get_running_loop().time()
-
-    def __str__(self) -> str:
-        return f"{self.deployment} {self.name!r}"
-
-    @property
-    def url(self) -> str:
-        """The run's page in the Prefect UI."""
-        return _url(self.id)
-
-    async def result(self) -> R:
-        """Wait for the run, and return its result.
-
-        Cancelling the wait cancels the run.
-
-        Raises:
-            ChildError: There is no result; the subclass says why.
-        """
-        deadline = None if self._timeout is None else self._created + self._timeout
-        try:
-            async with asyncio.timeout_at(deadline) as limit:
-                final = await asyncio.shield(self._final)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            await self._abandon()
-            raise ChildTimedOut(
-                f"{self} did not finish within {self._timeout:g} s ({self.url})", run=self
-            ) from None
-        except asyncio.CancelledError:
-            await self._abandon()
-            raise
-        return await read_result(self, final, self._returns)
-
-    async def _abandon(self) -> None:
-        if not self._leave_running:
-            await self.cancel()
-
-    async def cancel(self) -> None:
-        """Ask for the run's cancellation; a run that has ended stays as it is."""
-        if not self._final.done():
-            # A task of its own, so that the request is made even if this is cancelled, too.
-            request = persist(lambda: cancel_run(self._client, self.id), self._give_up_after)
-            await asyncio.shield(asyncio.ensure_future(request))
-
-
-def _url(flow_run_id: UUID) -> str:
-    return url_for("flow-run", flow_run_id) or f"flow run {flow_run_id}"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from deployments._child import ChildRun
+    from deployments._run import ChildRun
 
 
 R = TypeVar("R")

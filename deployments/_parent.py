@@ -85,6 +85,8 @@ class ParentRun:
                 runs = await cancel_children(self.client, self.flow_run.id)
                 if runs:
                     self.logger.warning("The parent has ended: cancelled %s", name_all(runs))
+        except Exception as error:  # noqa: BLE001 - why the parent ended matters more
+            self.logger.warning("The parent has ended, its children may run on: %r", error)
         finally:
             await self.watcher.close()
 

@@ -23,7 +23,7 @@ from deployments._errors import (
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
-    from deployments._child import ChildRun
+    from deployments._run import ChildRun
 
 __all__ = ["find_inputs", "read_result"]
 

@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Failed, Pending, Scheduled
 
 from deployments._errors import ChildError, ChildNotDeployed
-from deployments._orphans import ALIVE, cancel_run
+from deployments._orphans import ALIVE, LEAVE_RUNNING, cancel_run
 from deployments._patience import is_passing, persist
 from deployments._results import find_inputs
 
@@ -152,7 +152,8 @@ class Submitter:
             return await asyncio.shield(creation)
         except asyncio.CancelledError:
             flow_run = await creation
-            await cancel_run(self._client, flow_run.id)
+            if LEAVE_RUNNING not in call.tags:
+                await cancel_run(self._client, flow_run.id)
             raise
 
     async def _create(self, call: Call, key: str) -> FlowRun:

@@ -170,12 +170,10 @@ async def test_retry_of_a_cancelled_parent(client: PrefectClient, tmp_path: Path
     await assert_truthful(client, parent)
 
 
-async def test_parents_worker_is_killed(tmp_path: Path) -> None:
-    """As if its whole machine died: only the server can notice, and another worker clean up."""
-    steps = [
-        {"name": "a", "do": "hold"},
-        {"name": "b", "deployment": "nobody"},
-    ]
+async def test_parents_worker_is_killed_or_stopped(tmp_path: Path) -> None:
+    """As if its machine went down: only the server can notice, and another worker clean up."""
+    steps = [{"name": "a", "do": "hold"}, {"name": "b", "deployment": "nobody"}]
+    parents: list[FlowRun] = []
     with (
         temporary_server(tmp_path) as server,
         temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: tmp_path}),
@@ -184,15 +182,22 @@ async def test_parents_worker_is_killed(tmp_path: Path) -> None:
             await create_definitions(client, Manifest.load())
             await asyncio.to_thread(run_prefect_deploy, server.env)
             await deploy_faults(server)
-            with temporary_worker(server, "local") as first:
-                parent = await start("family", steps=steps)
-                await in_states(client, parent, "Running", "Scheduled")
-                await heartbeat_of(client, parent)
-                os.killpg(first.pid, signal.SIGKILL)
+            for end in (
+                lambda worker: os.killpg(worker.pid, signal.SIGKILL),
+                lambda worker: os.kill(worker.pid, signal.SIGTERM),
+            ):
+                with temporary_worker(server, "local") as worker:
+                    parent = await start("family", steps=steps)
+                    await in_states(client, parent, "Running", "Scheduled")
+                    await heartbeat_of(client, parent)
+                    end(worker)
+                    await asyncio.to_thread(worker.wait, 60)
+                    parents.append(parent)
             with temporary_worker(server, "local"):
-                parent = await ended(client, parent, 300)
-            assert parent.state_name == "Crashed"
-            assert await outcome(client, parent) == [("a", "Crashed"), ("b", "Cancelled")]
+                for each in parents:
+                    parent = await ended(client, each, 300)
+                    assert parent.state_name == "Crashed"
+                    assert await outcome(client, parent) == [("a", "Crashed"), ("b", "Cancelled")]
 
 
 async def heartbeat_of(client: PrefectClient, run: FlowRun) -> None:

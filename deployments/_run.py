@@ -1,0 +1,96 @@
+"""A child's run that was started: waiting for its result, and cancelling it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from prefect.utilities.urls import url_for
+
+from deployments._errors import ChildTimedOut
+from deployments._orphans import LEAVE_RUNNING, cancel_run
+from deployments._patience import persist
+from deployments._results import read_result
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.schemas.objects import FlowRun
+    from pydantic import TypeAdapter
+
+    from deployments._parent import ParentRun
+
+R = TypeVar("R")
+
+
+class ChildRun(Generic[R]):
+    """A child's run that was started. Made by `child(...).submit(...)`.
+
+    Attributes:
+        id: Of the flow run.
+        name: Of the flow run.
+        deployment: `flow-name/deployment-name`.
+    """
+
+    def __init__(
+        self,
+        parent: ParentRun,
+        deployment: str,
+        flow_run: FlowRun,
+        final: asyncio.Future[FlowRun],
+        returns: TypeAdapter[R],
+        timeout: float | None,
+    ) -> None:
+        self.id: UUID = flow_run.id
+        self.name: str = flow_run.name
+        self.deployment = deployment
+        self._client = parent.client
+        self._give_up_after = parent.give_up_after
+        self._leave_running = LEAVE_RUNNING in flow_run.tags
+        self._final = final
+        self._returns = returns
+        self._timeout = timeout
+        self._created = asyncio.get_running_loop().time()
+
+    def __str__(self) -> str:
+        return f"{self.deployment} {self.name!r}"
+
+    @property
+    def url(self) -> str:
+        """The run's page in the Prefect UI."""
+        return url_for("flow-run", self.id) or f"flow run {self.id}"
+
+    async def result(self) -> R:
+        """Wait for the run, and return its result.
+
+        Cancelling the wait cancels the run.
+
+        Raises:
+            ChildError: There is no result; the subclass says why.
+        """
+        deadline = None if self._timeout is None else self._created + self._timeout
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                final = await asyncio.shield(self._final)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            await self._abandon()
+            raise ChildTimedOut(
+                f"{self} did not finish within {self._timeout:g} s ({self.url})", run=self
+            ) from None
+        except asyncio.CancelledError:
+            await self._abandon()
+            raise
+        return await read_result(self, final, self._returns)
+
+    async def _abandon(self) -> None:
+        if not self._leave_running:
+            await self.cancel()
+
+    async def cancel(self) -> None:
+        """Ask for the run's cancellation; a run that has ended stays as it is."""
+        if not self._final.done():
+            # A task of its own, so that the request is made even if this is cancelled, too.
+            request = persist(lambda: cancel_run(self._client, self.id), self._give_up_after)
+            await asyncio.shield(asyncio.ensure_future(request))
