@@ -182,15 +182,12 @@ async def test_parents_worker_is_killed_or_stopped(tmp_path: Path) -> None:
             await create_definitions(client, Manifest.load())
             await asyncio.to_thread(run_prefect_deploy, server.env)
             await deploy_faults(server)
-            for end in (
-                lambda worker: os.killpg(worker.pid, signal.SIGKILL),
-                lambda worker: os.kill(worker.pid, signal.SIGTERM),
-            ):
+            for send, how in ((os.killpg, signal.SIGKILL), (os.kill, signal.SIGTERM)):
                 with temporary_worker(server, "local") as worker:
                     parent = await start("family", steps=steps)
                     await in_states(client, parent, "Running", "Scheduled")
                     await heartbeat_of(client, parent)
-                    end(worker)
+                    send(worker.pid, how)
                     await asyncio.to_thread(worker.wait, 60)
                     parents.append(parent)
             with temporary_worker(server, "local"):
