@@ -220,17 +220,22 @@ async def test_a_paused_deployment_still_runs_when_called(
 async def test_task_group_cancels_the_siblings_runs(
     client: PrefectClient, in_process: InProcess
 ) -> None:
+    pids: list[int] = []
+
+    async def siblings() -> None:
+        async with asyncio.TaskGroup() as group:
+            waiting = await child(step).submit("sibling", "hold")
+            group.create_task(waiting.result())
+            await running(client, waiting)
+            pids.append(pid_of(await client.read_flow_run(waiting.id)))
+            group.create_task(child(step)("broken", "raise"))
+
     async def code() -> None:
         with pytest.raises(ExceptionGroup) as error:
-            async with asyncio.TaskGroup() as group:
-                waiting = await child(step).submit("sibling", "hold")
-                group.create_task(waiting.result())
-                await running(client, waiting)
-                pid = pid_of(await client.read_flow_run(waiting.id))
-                group.create_task(child(step)("broken", "raise"))
+            await siblings()
         assert [type(reason) for reason in error.value.exceptions] == [ChildFailed]
         assert await final(client, in_process) == {"sibling": "Cancelled", "broken": "Failed"}
-        assert not is_alive(pid)
+        assert not is_alive(pids[0])
 
     await in_process(code)
 
