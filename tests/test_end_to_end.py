@@ -11,6 +11,8 @@ from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
     ArtifactFilterKey,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
@@ -82,6 +84,9 @@ async def test_the_parent_runs_its_children_side_by_side_and_gets_their_results(
         parent = await wait_for(final, "the parent ends")
         children = await children_of(client, parent)
         graph = await read_graph(client, parent)
+        task_runs = await client.read_task_runs(
+            task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[parent.id]))
+        )
         artifacts = await client.read_artifacts(
             artifact_filter=ArtifactFilter(
                 key=ArtifactFilterKey(any_=["delay-report"]),
@@ -111,6 +116,11 @@ async def test_the_parent_runs_its_children_side_by_side_and_gets_their_results(
     # An arrow from each airport's run to the report's, and each child once.
     assert set(graph) == {run.id for run in children}
     assert graph[report_run.id] == {run.id for run in by_name.values()}
+
+    # Prefect's UI shows no task runs at all where one has an input of another type.
+    inputs = [each for run in task_runs for runs in run.task_inputs.values() for each in runs]
+    assert {each.input_type for each in inputs} == {"task_run"}
+    assert {str(run.state_name) for run in task_runs} == {"Completed"}
 
     report = DelayReport.model_validate(await parent.state.aresult())
     assert [(row.airport, row.flights, row.cancelled) for row in report.ranking] == [

@@ -19,6 +19,7 @@ from deployments import (
     ChildRun,
     ChildTimedOut,
     child,
+    raise_failures,
 )
 from deployments._processes import TemporaryServer
 from tests.faults.conftest import InProcess, is_alive, pid_of
@@ -300,8 +301,6 @@ async def test_a_deleted_run_is_told(client: PrefectClient, in_process: InProces
 
 
 async def test_several_failures_are_counted_and_named(in_process: InProcess) -> None:
-    from deployments import raise_failures
-
     async def code() -> None:
         calls = [child(step)("one", "raise"), child(step)("two"), child(step)("three", "raise")]
         raise_failures(await asyncio.gather(*calls, return_exceptions=True))
@@ -313,9 +312,9 @@ async def test_several_failures_are_counted_and_named(in_process: InProcess) -> 
 async def test_two_identical_calls_are_two_children(
     client: PrefectClient, in_process: InProcess
 ) -> None:
-    async def code() -> tuple[int, int]:
-        return await asyncio.gather(child(step)("twin"), child(step)("twin"))
+    async def code() -> list[int]:
+        return list(await asyncio.gather(child(step)("twin"), child(step)("twin")))
 
-    assert await in_process(code) == (4, 4)
+    assert await in_process(code) == [4, 4]
     assert in_process.run is not None
     assert len(await children_of(client, in_process.run)) == 2

@@ -1,0 +1,36 @@
+"""What we use of Prefect beyond its documented API. Where one of these fails after an upgrade,
+the module that is named has to follow.
+"""
+
+import importlib
+import inspect
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "parameters", "used_by"),
+    [
+        ("prefect.utilities.engine", "collect_task_run_inputs", ["expr"], "_results"),
+        (
+            "prefect.utilities.engine",
+            "link_state_to_flow_run_result",
+            ["state", "result"],
+            "_results",
+        ),
+        (
+            "prefect.workers.utilities",
+            "get_default_base_job_template_for_infrastructure_type",
+            ["infra_type"],
+            "_deploy",
+        ),
+        ("prefect.logging.handlers", "APILogWorker.drain_all", ["timeout"], "testing"),
+        ("prefect.events.worker", "EventsWorker.drain_all", ["timeout"], "testing"),
+    ],
+)
+def test_it_is_still_there(place: str, name: str, parameters: list[str], used_by: str) -> None:
+    found = importlib.import_module(place)
+    for part in name.split("."):
+        found = getattr(found, part)
+    missing = set(parameters) - set(inspect.signature(found).parameters)  # type: ignore[arg-type]
+    assert not missing, f"{place}.{name} has changed: see deployments/{used_by}.py"
