@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
-from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints, overload
+from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, get_type_hints, overload
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
@@ -25,53 +25,32 @@ R = TypeVar("R")
 stand_ins: dict[str, Flow[..., Coroutine[Any, Any, Any]]] = {}
 
 
+class Options(TypedDict, total=False):
+    """What `child` takes for every kind of target; it tells what each of them means."""
+
+    name: str | None
+    tags: Iterable[str]
+    job_variables: dict[str, Any] | None
+    timeout: float | None
+    key: str | None
+    leave_running: bool
+
+
 @overload
 def child(
     target: Flow[P, Coroutine[Any, Any, R]],
     *,
     deployment: str | None = ...,
-    name: str | None = ...,
-    tags: Iterable[str] = ...,
-    job_variables: dict[str, Any] | None = ...,
-    timeout: float | None = ...,
-    key: str | None = ...,
-    leave_running: bool = ...,
+    **options: Unpack[Options],
 ) -> Child[P, R]: ...
 @overload
 def child(
-    target: Flow[P, R],
-    *,
-    deployment: str | None = ...,
-    name: str | None = ...,
-    tags: Iterable[str] = ...,
-    job_variables: dict[str, Any] | None = ...,
-    timeout: float | None = ...,
-    key: str | None = ...,
-    leave_running: bool = ...,
+    target: Flow[P, R], *, deployment: str | None = ..., **options: Unpack[Options]
 ) -> Child[P, R]: ...
 @overload
-def child(
-    target: str,
-    *,
-    returns: type[R],
-    name: str | None = ...,
-    tags: Iterable[str] = ...,
-    job_variables: dict[str, Any] | None = ...,
-    timeout: float | None = ...,
-    key: str | None = ...,
-    leave_running: bool = ...,
-) -> Child[..., R]: ...
+def child(target: str, *, returns: type[R], **options: Unpack[Options]) -> Child[..., R]: ...
 @overload
-def child(
-    target: str,
-    *,
-    name: str | None = ...,
-    tags: Iterable[str] = ...,
-    job_variables: dict[str, Any] | None = ...,
-    timeout: float | None = ...,
-    key: str | None = ...,
-    leave_running: bool = ...,
-) -> Child[..., Any]: ...
+def child(target: str, **options: Unpack[Options]) -> Child[..., Any]: ...
 def child(
     target: Flow[..., Any] | str,
     *,
@@ -104,8 +83,10 @@ def child(
 
     Raises:
         TypeError: `returns` with a flow, or `deployment` with a name.
-        ValueError: The name is not `flow-name/deployment-name`.
+        ValueError: The name is not `flow-name/deployment-name`, or the timeout not positive.
     """
+    if timeout is not None and timeout <= 0:
+        raise ValueError(f"child({target!s}): timeout must be positive, not {timeout:g} seconds")
     if leave_running:
         tags = [*tags, LEAVE_RUNNING]
     options: dict[str, Any] = {"tags": tuple(tags), "job_variables": job_variables, "key": key}

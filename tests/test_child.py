@@ -2,7 +2,7 @@
 
 import asyncio
 import datetime as dt
-from typing import Annotated, Any
+from typing import Annotated, Any, assert_type
 
 import pytest
 from prefect import flow, get_client
@@ -14,7 +14,7 @@ import deployments
 from deployments import ChildFailed, ChildNotDeployed, ChildResultUnavailable, child, parent_flow
 from deployments.testing import Stubs
 from flows.airport_delays import AirportDelays, airport_delays
-from flows.delay_report import delay_report
+from flows.delay_report import DelayReport, delay_report
 from flows.flight_delays import flight_delays
 
 pytestmark = pytest.mark.anyio
@@ -77,6 +77,7 @@ async def test_a_parent_gets_its_childrens_results(stubs: Stubs) -> None:
 
     report = await flight_delays(["AAA", "BBB"], month=2)
 
+    assert_type(report, DelayReport)
     assert [delays.airport for delays in report.ranking] == ["AAA", "BBB"]
     calls = stubs.calls
     assert [name for name, _ in calls] == ["airport-delays", "airport-delays", "delay-report"]
@@ -107,6 +108,7 @@ async def test_values_come_back_as_annotated(stubs: Stubs) -> None:
     stubs.returns("elsewhere", [Size(width=1, made=dt.date(2013, 2, 1))])
 
     size, by_count, elsewhere = await parent()
+    assert_type(size, Size)
 
     assert size == Size(width=3, made=dt.date(2013, 1, 31))
     assert by_count == {1: dt.timedelta(minutes=2)}
@@ -215,6 +217,7 @@ async def test_a_child_that_is_not_deployed_says_what_to_do(deployed: object) ->
     [
         (lambda: child("name-only"), ValueError, "must be 'flow-name/deployment-name'"),
         (lambda: child(measure, returns=int), TypeError, "the flow's own annotation"),  # type: ignore[call-overload]
+        (lambda: child(measure, timeout=0), ValueError, "timeout must be positive, not 0 seconds"),
         (lambda: child("a/b", deployment="c"), TypeError, "already in the name"),  # type: ignore[call-overload]
     ],
 )

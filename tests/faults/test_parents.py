@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
+from prefect.events.schemas.automations import EventTrigger
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling
 
@@ -179,7 +181,11 @@ async def test_parents_worker_is_killed_or_stopped(tmp_path: Path) -> None:
         temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: tmp_path}),
     ):
         async with get_client() as client:
-            await create_definitions(client, Manifest.load())
+            manifest = Manifest.load()
+            trigger = manifest.definitions.automations[0].trigger
+            assert isinstance(trigger, EventTrigger)
+            trigger.within = timedelta(seconds=50)  # heartbeats come every 30 s
+            await create_definitions(client, manifest)
             await asyncio.to_thread(run_prefect_deploy, server.env)
             await deploy_faults(server)
             for send, how in ((os.killpg, signal.SIGKILL), (os.kill, signal.SIGTERM)):
