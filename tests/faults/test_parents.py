@@ -39,11 +39,15 @@ async def ended(client: PrefectClient, parent: FlowRun, seconds: float = 120) ->
 
 
 async def in_states(client: PrefectClient, parent: FlowRun, *expected: str) -> list[FlowRun]:
-    """Return a parent's children once their states are as expected, in any order."""
+    """Return a parent's children once the types of their states are as expected, in any order.
+
+    The type, since Prefect renames a Scheduled run to Late after some seconds.
+    """
 
     async def as_expected() -> list[FlowRun] | None:
         runs = await children_of(client, parent)
-        return runs if sorted(str(run.state_name) for run in runs) == sorted(expected) else None
+        types = sorted(run.state_type.value.title() for run in runs if run.state_type)
+        return runs if types == sorted(expected) else None
 
     return await wait_for(as_expected, f"the children are {', '.join(expected)}")
 
