@@ -29,10 +29,11 @@ __all__ = ["find_inputs", "read_result"]
 
 R = TypeVar("R")
 
-ENDINGS: dict[StateType, tuple[type[ChildError], str]] = {
-    StateType.FAILED: (ChildFailed, "failed"),
-    StateType.CRASHED: (ChildCrashed, "crashed"),
-    StateType.CANCELLED: (ChildCancelled, "was cancelled"),
+# What happened, and where to look or what to do.
+ENDINGS: dict[StateType, tuple[type[ChildError], str, str]] = {
+    StateType.FAILED: (ChildFailed, "failed", "its log"),
+    StateType.CRASHED: (ChildCrashed, "crashed", "its worker's log says more than"),
+    StateType.CANCELLED: (ChildCancelled, "was cancelled", "retry the parent to run it again;"),
 }
 
 
@@ -56,9 +57,9 @@ async def read_result(run: ChildRun[R], final: FlowRun, returns: TypeAdapter[R])
     # The state's type first: reading the result of a failed child would raise about the
     # storage, and hide the child's own message.
     if state.type in ENDINGS:
-        error, verb = ENDINGS[state.type]
+        error, verb, hint = ENDINGS[state.type]
         raise error(
-            f"{run} {verb}: {state.message or 'no reason given'} ({run.url})", run=run
+            f"{run} {verb}: {state.message or 'no reason given'} ({hint} {run.url})", run=run
         ) from await _read_exception(state)
     value = await _read_value(run, state)
     try:
@@ -83,8 +84,13 @@ async def _read_value(run: ChildRun[Any], state: State[Any]) -> Any:
         reason, cause = f"can't be reached from here: {error}", error
     except ValueError as error:
         # `LocalFileSystem.read_path` raises a ValueError for a file that does not exist.
-        missing = "does not exist" in str(error)
-        reason = f"can't be {'reached from here' if missing else 'decoded'}: {error}"
+        if "does not exist" in str(error):
+            reason = (
+                f"can't be reached from here: {error} It was deleted, was never written (then the "
+                "child's log says why), or is in a storage that this parent does not share"
+            )
+        else:
+            reason = f"can't be decoded: {error}"
         cause = error
     except Exception as error:  # noqa: BLE001 - each storage has errors of its own
         reason, cause = f"can't be read: {error!r}", error

@@ -77,7 +77,9 @@ class ChildRun(Generic[R]):
                 raise
             await self._abandon()
             raise ChildTimedOut(
-                f"{self} did not finish within {self._timeout:g} s ({self.url})", run=self
+                f"{self} did not finish within {self._timeout:g} s: raise `timeout`, or see what "
+                f"it waits for ({self.url})",
+                run=self,
             ) from None
         except asyncio.CancelledError:
             await self._abandon()

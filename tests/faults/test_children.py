@@ -179,7 +179,9 @@ async def test_deployment_is_missing(client: PrefectClient, in_process: InProces
             "no worker is online for work pool nobody: `prefect worker start --pool nob",
         ),
         ("paused", "work queue paused of pool local is paused: `prefect work-queue resume paused"),
+        ("full", "work queue full runs 0 at once, its limit"),
     ],
+    ids=["no worker", "paused queue", "full queue"],
 )
 async def test_nothing_starts_the_child(
     client: PrefectClient,
@@ -198,6 +200,24 @@ async def test_nothing_starts_the_child(
         await in_process(code)
     assert any("stuck not started for" in line and reason in line for line in caplog.messages)
     assert await final(client, in_process) == {"stuck": "Cancelled"}
+
+
+async def test_a_child_that_waits_for_a_slot_says_so(
+    client: PrefectClient, in_process: InProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    single = child(step, deployment="single")
+
+    async def code() -> None:
+        await running(client, await single.submit("first", "hold"))
+        await single.submit("second")
+
+        async def said() -> bool:
+            return any("second" in line and "limit of the" in line for line in caplog.messages)
+
+        await wait_for(said, "the log tells why the second child waits")
+
+    await in_process(code)
+    assert await final(client, in_process) == {"first": "Cancelled", "second": "Cancelled"}
 
 
 async def test_a_paused_deployment_still_runs_when_called(
