@@ -52,7 +52,8 @@ def to_json(flow: Flow[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: JSON has no such value, or there is too much for the server.
     """
-    return check_json(flow.name, _adapter(flow.name, flow.fn).dump_python(arguments, mode="json"))
+    adapter = _adapter(flow.name, flow.fn)
+    return check_json(flow.name, adapter.dump_python(arguments, mode="json", by_alias=True))
 
 
 def check_json(flow_name: str, parameters: dict[str, Any]) -> dict[str, Any]:

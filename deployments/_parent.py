@@ -12,6 +12,7 @@ from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
+from prefect.exceptions import Pause
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 
@@ -78,10 +79,10 @@ class ParentRun:
                 self._deployment_name = deployment.name
         return self._deployment_name
 
-    async def end(self, failed: bool) -> None:
-        """Cancel the children that are still alive, unless this run is about to be retried."""
+    async def end(self, error: BaseException | None = None) -> None:
+        """Cancel the children that are still alive, unless this run will go on with them."""
         try:
-            if not (failed and await self._is_retried()):
+            if not await self._goes_on(error):
                 runs = await cancel_children(self.client, self.flow_run.id)
                 if runs:
                     self.logger.warning("The parent has ended: cancelled %s", name_all(runs))
@@ -90,8 +91,10 @@ class ParentRun:
         finally:
             await self.watcher.close()
 
-    async def _is_retried(self) -> bool:
-        """Tell whether the server will answer a failure with a retry (RetryFailedFlows)."""
+    async def _goes_on(self, error: BaseException | None) -> bool:
+        """Tell whether this run is suspended, or the server will retry it (RetryFailedFlows)."""
+        if not isinstance(error, Exception):
+            return isinstance(error, Pause)
         run = await self.client.read_flow_run(self.flow_run.id)
         return run.run_count <= (run.empirical_policy.retries or 0)
 
@@ -106,7 +109,7 @@ def parent_flow(fn: Any = None, /, *, give_up_after: float = 600, **options: Any
     """Make an async function a flow that can call children with `child`.
 
     It is a `prefect.flow` that cancels its children when it ends, however it ends: they never
-    outlive it.
+    outlive it. When it is only suspended, or will be retried, they go on.
 
     Args:
         fn: The async function.
@@ -143,10 +146,10 @@ def _with_children(
             try:
                 result = await fn(*args, **kwargs)
             except BaseException as error:
-                await parent.end(failed=isinstance(error, Exception))
+                await parent.end(error)
                 raise
             else:
-                await parent.end(failed=False)
+                await parent.end()
                 return result
             finally:
                 _current.reset(token)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from prefect import flow
+from prefect import flow, suspend_flow_run
 
 from deployments import ChildError, child, parent_flow, raise_failures
 
@@ -61,3 +61,11 @@ async def grandparent(steps: list[dict[str, Any]]) -> Any:
         return await child(family)(steps=steps)
     except ChildError as error:
         raise RuntimeError(f"in the family: {error}") from error
+
+
+@parent_flow(flow_run_name="patient")
+async def patient(steps: list[dict[str, Any]]) -> Any:
+    """Start steps, be suspended, and gather them after that."""
+    runs = [await child(step).submit(**each) for each in steps]
+    await suspend_flow_run(key="once")  # type: ignore[misc]
+    return [await run.result() for run in runs]

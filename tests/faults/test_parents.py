@@ -226,6 +226,25 @@ async def heartbeat_of(client: PrefectClient, run: FlowRun) -> None:
     await wait_for(heard, "the parent's heartbeat is heard")
 
 
+async def test_a_suspended_parent_goes_on_with_its_children(
+    client: PrefectClient, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    parent = await start("patient", steps=[{"name": "a", "do": "hold", "unless": str(go)}])
+
+    async def suspended() -> bool:
+        return (await client.read_flow_run(parent.id)).state_name == "Suspended"
+
+    await wait_for(suspended, "the parent is suspended")
+    await in_states(client, parent, "Running")
+    await client.resume_flow_run(parent.id)
+    go.touch()
+    parent = await ended(client, parent)
+    assert parent.state_name == "Completed"
+    assert await outcome(client, parent) == [("a", "Completed")]
+    await assert_truthful(client, parent)
+
+
 class Twice:
     """The body of a parent that fails once: it counts its attempts."""
 
