@@ -21,6 +21,7 @@ from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
 from deployments._parameters import validate_some
+from deployments._parent import is_parent
 from deployments._unstarted import online_workers
 from deployments.manifest import ROOT, Deployment, Manifest, WorkPool
 
@@ -151,6 +152,12 @@ def _check_flow(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
             "a parent can't read its result, since it is not persisted: remove "
             "persist_result=False, or set results.persist_by_default in prefect.toml"
         )
+    tags = {"parent-flows", "parent"} if is_parent(flow) else {"parent-flows"}
+    if flow.name != PROBE.split("/")[0] and (missing := sorted(tags - set(deployment.tags))):
+        yield (
+            f"tags: lacks {', '.join(missing)}, by which the automations of prefect.yaml find its "
+            "runs: add it"
+        )
     try:
         validate_some(flow, deployment.parameters)
     except ValidationError as error:
@@ -209,7 +216,9 @@ def _does_not_bind(flow: Flow[..., Any], call: ast.Call) -> str | None:
 
 
 def find_child_calls(flow: Flow[..., Any]) -> Iterator[ChildCall]:
-    """Yield the calls of `child(...)` in the module of a flow."""
+    """Yield the calls of `child(...)` in the module of a parent flow."""
+    if not is_parent(flow):
+        return  # a call in its module is that of a parent beside it
     function = inspect.unwrap(flow.fn)
     source = Path(function.__code__.co_filename)
     tree = ast.parse(source.read_text(encoding="utf-8"))

@@ -132,6 +132,11 @@ def parent_flow(fn: Any = None, /, *, give_up_after: float = 600, **options: Any
     return parent
 
 
+def is_parent(flow: Flow[..., Any]) -> bool:
+    """Tell whether a flow was made by `parent_flow`."""
+    return cancel_children_hook in flow.on_crashed_hooks
+
+
 def _with_children(
     fn: Callable[P, Coroutine[Any, Any, R]], give_up_after: float
 ) -> Callable[P, Coroutine[Any, Any, R]]:

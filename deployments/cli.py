@@ -45,9 +45,9 @@ def demo(
     """See the example flows run, on a temporary server that touches nothing of yours.
 
     Args:
-        airports: IATA codes, apart by spaces or commas.
-        month: 1 to 12.
-        data_dir: Directory that has the flights as AIRPORT.csv.gz.
+        airports: IATA codes, separated by spaces or commas.
+        month: 1 to 12; the sample data has 1 to 3.
+        data_dir: Directory with one AIRPORT.csv.gz per airport.
         keep: Leave the server and the worker up until Ctrl-C, to click around in the UI.
         json: Print only the report, as JSON, on standard output.
     """
@@ -77,8 +77,7 @@ def demo(
 @app.command
 def deploy() -> None:
     """Bring prefect.yaml to your server: work pools and queues, then `prefect deploy --all`."""
-    if not get_current_settings().api.url:
-        _fail("PREFECT_API_URL is not set: write it into .env (see .env.example)")
+    _require_server()
     try:
         manifest = Manifest.load()
         asyncio.run(_create_definitions(manifest))
@@ -95,6 +94,8 @@ def check(*, server: bool = False) -> None:
         server: Look at the configured server, too: pools, workers, deployments, and whether
             results of its workers can be read here.
     """
+    if server:
+        _require_server()
     findings = list(check_manifest())
     if server and not findings:
         findings = asyncio.run(_check_server())
@@ -121,6 +122,15 @@ async def _create_definitions(manifest: Manifest) -> None:
                 )
             await asyncio.sleep(1)
         await create_definitions(client, manifest)
+
+
+def _require_server() -> None:
+    """Refuse to go on without a server, where Prefect would start one of its own."""
+    if not get_current_settings().api.url:
+        _fail(
+            "PREFECT_API_URL is not set: write it into .env (see .env.example), or run "
+            "`prefect cloud login`"
+        )
 
 
 def _check(parameters: dict[str, Any]) -> dict[str, Any]:

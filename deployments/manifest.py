@@ -47,6 +47,7 @@ class Deployment(BaseModel):
     entrypoint: str
     work_pool: WorkPoolOf
     parameters: dict[str, Any] = {}
+    tags: list[str] = []
 
     def load_flow(self) -> Flow[..., Any]:
         """Import the flow.

@@ -1,1 +1,1 @@
-"""Your flows: one a file, parents and children alike."""
+"""Your flows: one per file, parents and children alike."""

@@ -51,8 +51,8 @@ def airport_delays(airport: Airport, month: Month, data_dir: str = "data/flights
 
     Args:
         airport: IATA code, such as EWR.
-        month: Month of the year 2013, 1 to 12.
-        data_dir: Directory that has the flights as AIRPORT.csv.gz.
+        month: Month of the year 2013, 1 to 12; the sample data has 1 to 3.
+        data_dir: Directory with one AIRPORT.csv.gz per airport, from the checkout.
     """
     path = Path(data_dir) / f"{airport}.csv.gz"
     flights, by_carrier = 0, defaultdict[str, list[float]](list)

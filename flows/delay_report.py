@@ -28,7 +28,7 @@ def delay_report(delays: Annotated[list[AirportDelays], Field(min_length=1)]) ->
     """Rank airports by mean delay, and publish the ranking as an artifact.
 
     Args:
-        delays: Of one month, one airport each.
+        delays: The delays of each airport, all of the same month.
     """
     report = summarize(delays)
     create_markdown_artifact(

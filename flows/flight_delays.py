@@ -1,4 +1,4 @@
-"""A parent: one child run an airport, side by side, then one report over all of them."""
+"""A parent: one child run per airport, side by side, then one report over all of them."""
 
 import asyncio
 from typing import Annotated
@@ -20,8 +20,8 @@ async def flight_delays(
 
     Args:
         airports: IATA codes; each is a child run of its own.
-        month: Month of the year 2013, 1 to 12.
-        data_dir: Directory that has the flights as AIRPORT.csv.gz.
+        month: Month of the year 2013, 1 to 12; the sample data has 1 to 3.
+        data_dir: Directory with one AIRPORT.csv.gz per airport, from the checkout.
     """
     delays = await asyncio.gather(
         *(child(airport_delays)(airport, month, data_dir) for airport in airports)

@@ -60,6 +60,7 @@ def test_no_directory_of_anybody_is_in_the_manifest() -> None:
         ("work_queue_name: children", "work_queue_name: kids", "its work queue kids is not in"),
         ("  children: &children\n    name: local", "  children: &children\n    name: moon", "moon"),
         ("work_queue_name: parents", "work_queue_name: children", "that is a deadlock"),
+        ("tags: [parent-flows, parent]", "tags: [mine]", "tags: lacks parent, parent-flows"),
         (
             "    work_pool: *parents",
             "    work_pool: *parents\n    parameters: {month: 13}",
@@ -94,6 +95,20 @@ def test_a_call_with_wrong_parameters_is_found(
     found = findings(tmp_path, ("flows/delay_report.py:delay_report", f"{tmp_path}/mine.py:mine"))
     assert any("mine.py:5: airport-delays/local: " in finding for finding in found), found
     assert any("mine.py:6: airport-delays/local: missing" in finding for finding in found), found
+
+
+def test_a_child_beside_its_parent_does_not_call_itself(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from prefect import flow\n"
+        "from deployments import child, parent_flow\n"
+        "@flow\n"
+        "def mine() -> None: ...\n"
+        "@parent_flow\n"
+        "async def parent() -> None:\n"
+        "    await child(mine)()\n"
+    )
+    text = ("flows/delay_report.py:delay_report", f"{tmp_path}/mine.py:mine")
+    assert not any("deadlock" in finding for finding in findings(tmp_path, text))
 
 
 def test_a_child_that_does_not_persist_its_result_is_found(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ async def run(snippet: str, names: list[str]) -> Any:
             "child": child,
             "f": f,
             "calls": calls,
+            "slots": asyncio.Semaphore(3),
         }
         try:
             given = eval(code, scope)  # noqa: S307 - our own README
