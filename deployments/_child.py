@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
-from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, get_type_hints, overload
+from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from deployments._errors import ChildResultUnavailable
 from deployments._orphans import LEAVE_RUNNING
-from deployments._parameters import bind, check_json, to_json, validate, with_defaults
+from deployments._parameters import bind, check_json, to_json, type_hints, validate, with_defaults
 from deployments._parent import ParentRun
 from deployments._run import ChildRun
 from deployments._submit import Call
@@ -74,8 +74,8 @@ def child(
             prefers when the run starts.
         tags: For the run, besides the deployment's.
         job_variables: For the run, over the deployment's.
-        timeout: Seconds from the run's creation after which `ChildTimedOut` is raised and the
-            run cancelled.
+        timeout: Seconds from the call after which the result is not waited for any more:
+            `ChildTimedOut` is raised, and the run cancelled.
         key: The identity of the call when its parent is retried, where the child's
             parameters are not.
         leave_running: Never cancel the run, neither when the caller is cancelled nor when the
@@ -86,7 +86,8 @@ def child(
         ValueError: The name is not `flow-name/deployment-name`, or the timeout not positive.
     """
     if timeout is not None and timeout <= 0:
-        raise ValueError(f"child({target!s}): timeout must be positive, not {timeout:g} seconds")
+        name = target if isinstance(target, str) else target.name
+        raise ValueError(f"child({name}): timeout must be positive, not {timeout:g} seconds")
     if leave_running:
         tags = [*tags, LEAVE_RUNNING]
     options: dict[str, Any] = {"tags": tuple(tags), "job_variables": job_variables, "key": key}
@@ -101,7 +102,7 @@ def child(
         return Child(flow_name, deployment, None, returns, timeout, options)
     if returns is not Any:
         raise TypeError(f"child({target.name}): the flow's own annotation tells what it returns")
-    returns = get_type_hints(target.fn, include_extras=True).get("return", Any)
+    returns = type_hints(target.name, target.fn).get("return", Any)
     return Child(target.name, deployment, target, returns, timeout, options)
 
 
@@ -120,7 +121,7 @@ class Child(Generic[P, R]):
         self._flow_name = flow_name
         self._deployment_name = deployment_name
         self._flow = flow
-        self._returns: TypeAdapter[R] = TypeAdapter(returns)
+        self._returns: TypeAdapter[R] = _adapter(returns)
         self._timeout = timeout
         self._options = options
 
@@ -182,7 +183,7 @@ class Child(Generic[P, R]):
             return kwargs, check_json(self._flow_name, to_jsonable_python(kwargs)), None
         inputs = bind(self._flow, args, kwargs)
         arguments = validate(self._flow, inputs)
-        # Named as Prefect will name it when it starts, so that it never has another name.
+        # Named as Prefect will name it when it starts: until then, it would have a random name.
         name = self._flow.flow_run_name
         if isinstance(name, str):
             name = name.format(**with_defaults(self._flow, arguments))
@@ -206,3 +207,10 @@ class Child(Generic[P, R]):
         final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
         final.set_result(flow_run)
         return ChildRun(parent, self._flow_name, flow_run, final, self._returns, self._timeout)
+
+
+def _adapter(returns: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(returns)
+    except PydanticSchemaGenerationError:  # a class that pydantic does not know
+        return TypeAdapter(returns, config=ConfigDict(arbitrary_types_allowed=True))

@@ -37,6 +37,10 @@ class ChildError(Exception):
         super().__init__(message)
         self.run = run
 
+    def __reduce__(self) -> tuple[type[ChildError], tuple[str]]:
+        """Leave the run behind, which is bound to this process."""
+        return type(self), (str(self),)
+
     @property
     def url(self) -> str | None:
         """The child's page in the Prefect UI."""

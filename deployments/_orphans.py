@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, Stat
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
+from prefect.states import Cancelled
 
 # Tells everybody who could cancel a child of an ended parent not to.
 LEAVE_RUNNING = "leave-running"
@@ -49,7 +50,11 @@ async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRu
         if not fresh:
             break  # left running, or the server refuses to cancel them
         for run in fresh:
-            await cancel_run(client, run.id)
+            if run.deployment_id is None:  # a plain subflow: no worker would end it
+                await cancel_children(client, run.id)
+                await client.set_flow_run_state(run.id, Cancelled())
+            else:
+                await cancel_run(client, run.id)
             cancelled[run.id] = run
     return list(cancelled.values())
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar, overload
 
+import anyio
 from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
@@ -48,6 +49,7 @@ class ParentRun:
         self.watcher = Watcher(client, self.logger, give_up_after)
         self._loop = asyncio.get_running_loop()
         self._deployment_name: str | None = None
+        self._outer = _current.get()  # if this one is a plain subflow of another parent
 
     @staticmethod
     def current() -> ParentRun:
@@ -70,7 +72,8 @@ class ParentRun:
         """Return the name of the deployment that this parent runs as."""
         if self._deployment_name is None:
             if self.flow_run.deployment_id is None:
-                self._deployment_name = BY_HAND
+                outer = self._outer
+                self._deployment_name = await outer.deployment_name() if outer else BY_HAND
             else:
                 deployment_id = self.flow_run.deployment_id
                 deployment = await persist(
@@ -81,15 +84,18 @@ class ParentRun:
 
     async def end(self, error: BaseException | None = None) -> None:
         """Cancel the children that are still alive, unless this run will go on with them."""
-        try:
-            if not await self._goes_on(error):
-                runs = await cancel_children(self.client, self.flow_run.id)
-                if runs:
-                    self.logger.warning("The parent has ended: cancelled %s", name_all(runs))
-        except Exception as error:  # noqa: BLE001 - why the parent ended matters more
-            self.logger.warning("The parent has ended, its children may run on: %r", error)
-        finally:
-            await self.watcher.close()
+        # Shielded: Prefect's timeout of a flow (anyio's) cancels again at every await.
+        with anyio.CancelScope(shield=True):
+            try:
+                await self.submitter.close()
+                if not await self._goes_on(error):
+                    runs = await cancel_children(self.client, self.flow_run.id)
+                    if runs:
+                        self.logger.warning("The parent has ended: cancelled %s", name_all(runs))
+            except Exception as problem:  # noqa: BLE001 - why the parent ended matters more
+                self.logger.warning("The parent has ended, its children may run on: %r", problem)
+            finally:
+                await self.watcher.close()
 
     async def _goes_on(self, error: BaseException | None) -> bool:
         """Tell whether this run is suspended, or the server will retry it (RetryFailedFlows)."""
@@ -109,7 +115,7 @@ def parent_flow(fn: Any = None, /, *, give_up_after: float = 600, **options: Any
     """Make an async function a flow that can call children with `child`.
 
     It is a `prefect.flow` that cancels its children when it ends, however it ends: they never
-    outlive it. When it is only suspended, or will be retried, they go on.
+    outlive it. When it is only suspended, or will be retried after an exception, they go on.
 
     Args:
         fn: The async function.
@@ -153,10 +159,9 @@ def _with_children(
             except BaseException as error:
                 await parent.end(error)
                 raise
-            else:
-                await parent.end()
-                return result
             finally:
                 _current.reset(token)
+            await parent.end()
+            return result
 
     return run

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import json
 from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import Task
 from prefect.client.schemas.filters import (
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
 
+R = TypeVar("R")
+
+# How long the end of a parent waits for the creation of a run that is under way.
+CLOSE_SECONDS = 60.0
 # The embedded SQLite server does not bear parallel creation: 100 runs one after another took
 # 9 s, at once 137 s, and three of them were lost to "database is locked".
 SUBMISSIONS_AT_ONCE = 1
@@ -88,6 +94,16 @@ class Submitter:
         self._deployments: dict[str, DeploymentResponse] = {}
         self._calls: Counter[str] = Counter()
         self._earlier: dict[str, FlowRun] | None = None
+        self._under_way: set[asyncio.Future[Any]] = set()
+        self._closed = False
+
+    async def close(self) -> None:
+        """Let no more runs be created, and wait a while for those that are under way."""
+        self._closed = True
+        while self._under_way:
+            done, _ = await asyncio.wait(self._under_way, timeout=CLOSE_SECONDS)
+            if not done:
+                break
 
     async def submit(self, call: Call) -> FlowRun:
         """Create the run of a call; or find that of an earlier attempt which still counts.
@@ -103,6 +119,8 @@ class Submitter:
         self._calls[digest] += 1  # before any await: identical calls are told apart by order
         key = f"{self._parent.id}:{digest}:{self._calls[digest]}"
         async with self._slots:
+            if self._closed:  # a sibling failed, and the parent with it
+                raise asyncio.CancelledError("the parent has ended")
             if self._earlier is None:
                 self._earlier = await self._read_earlier()
             earlier = self._earlier.get(key)
@@ -144,17 +162,26 @@ class Submitter:
         raise AssertionError("unreachable")
 
     async def _create_safely(self, call: Call, key: str) -> FlowRun:
-        # Shielded: a run can't be cancelled before its id is known.
-        creation = asyncio.ensure_future(
-            persist(lambda: self._create(call, key), self._give_up_after)
-        )
+        creation = self._keep(persist(lambda: self._create(call, key), self._give_up_after))
         try:
+            # Shielded: a run can't be cancelled before its id is known.
             return await asyncio.shield(creation)
         except asyncio.CancelledError:
+            await asyncio.shield(self._keep(self._undo(creation, call)))
+            raise
+
+    def _keep(self, work: Coroutine[Any, Any, R]) -> asyncio.Future[R]:
+        """Do some work that goes on when its caller is cancelled."""
+        future = asyncio.ensure_future(work)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
+
+    async def _undo(self, creation: asyncio.Future[FlowRun], call: Call) -> None:
+        with contextlib.suppress(Exception):  # where nothing was created, nothing is to undo
             flow_run = await creation
             if LEAVE_RUNNING not in call.tags:
                 await cancel_run(self._client, flow_run.id)
-            raise
 
     async def _create(self, call: Call, key: str) -> FlowRun:
         """Do what `arun_deployment(as_subflow=True, timeout=0)` does, but repeatably.

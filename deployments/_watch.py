@@ -62,23 +62,27 @@ class Watcher:
         self._ended: deque[UUID] = deque(maxlen=10_000)
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
 
     def watch(self, run: FlowRun) -> asyncio.Future[FlowRun]:
         """Return a future of the run in its final state."""
         if run.id not in self._finals:
             final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
             self._finals[run.id] = final
-            if run.state is not None and run.state.is_final():
+            if self._closed:
+                final.cancel()
+            elif run.state is not None and run.state.is_final():
                 final.set_result(run)
             elif run.id in self._ended:
                 self._wake.set()
-        if not self._tasks:
+        if not self._tasks and not self._closed:
             loops = (self._listen(), self._read(), self._explain())
             self._tasks = [asyncio.create_task(loop) for loop in loops]
         return self._finals[run.id]
 
     async def close(self) -> None:
-        """Stop watching."""
+        """Stop watching: who still waits is cancelled."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -107,8 +111,10 @@ class Watcher:
     async def _read(self) -> None:
         answered = time.monotonic()
         while True:
+            # Not `wait_for`: in Python 3.11 it can swallow the cancellation by `close`.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), READ_SECONDS)
+                async with asyncio.timeout(READ_SECONDS):
+                    await self._wake.wait()
                 await asyncio.sleep(BURST_SECONDS)
             woken = self._wake.is_set()
             self._wake.clear()

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from prefect.events.schemas.automations import EventTrigger
 
 from deployments._check import check_manifest, find_child_calls
-from deployments.manifest import ROOT
+from deployments.manifest import ROOT, Manifest
 from flows.flight_delays import flight_delays
 
 SHIPPED = (ROOT / "prefect.yaml").read_text()
@@ -95,6 +96,13 @@ def test_a_call_with_wrong_parameters_is_found(
     found = findings(tmp_path, ("flows/delay_report.py:delay_report", f"{tmp_path}/mine.py:mine"))
     assert any("mine.py:5: airport-delays/local: " in finding for finding in found), found
     assert any("mine.py:6: airport-delays/local: missing" in finding for finding in found), found
+
+
+@pytest.mark.parametrize("name", ["Completed", "Failed", "Suspended", "AwaitingRetry"])
+def test_a_run_that_may_be_silent_is_not_marked_as_crashed(name: str) -> None:
+    (automation,) = Manifest.load().definitions.automations
+    assert isinstance(automation.trigger, EventTrigger)
+    assert f"prefect.flow-run.{name}" in automation.trigger.expect
 
 
 def test_a_child_beside_its_parent_does_not_call_itself(tmp_path: Path) -> None:

@@ -2,16 +2,18 @@
 
 import asyncio
 import datetime as dt
+import pickle
 from typing import Annotated, Any, assert_type
 
 import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 import deployments
 from deployments import ChildFailed, ChildNotDeployed, ChildResultUnavailable, child, parent_flow
+from deployments._parameters import to_json
 from deployments.testing import Stubs
 from flows.airport_delays import AirportDelays, airport_delays
 from flows.delay_report import DelayReport, delay_report
@@ -210,6 +212,58 @@ async def test_a_child_that_is_not_deployed_says_what_to_do(deployed: object) ->
         await parent()
     with pytest.raises(ChildNotDeployed, match=r"\(there is airport-delays/local\)"):
         await parent("moon")
+
+
+class Plain:
+    """A class that pydantic does not know."""
+
+
+@flow(flow_run_name="{first}")
+def odd(first: int, /, *rest: int, **named: str) -> Plain:
+    raise NotImplementedError(f"{first} {rest} {named}")
+
+
+async def test_odd_signatures_and_types_work(stubs: Stubs) -> None:
+    @parent_flow
+    async def parent(more: bool) -> Any:
+        if more:
+            return await child(odd)(1, 2, 3, colour="red")
+        return await child(odd)(1)
+
+    stubs.returns(odd, None)
+    for more in (False, True):
+        with pytest.raises(ChildResultUnavailable, match="instance of Plain"):
+            await parent(more)
+    plain, with_more = (parameters for _, parameters in stubs.calls)
+    assert plain == {"first": 1}
+    assert with_more == {"first": 1, "rest": [2, 3], "named": {"colour": "red"}}
+
+
+@flow
+def secretive(password: SecretStr) -> None:
+    raise NotImplementedError(str(password))
+
+
+async def test_a_secret_is_not_passed_as_asterisks(prefect_server: object) -> None:
+    @parent_flow
+    async def parent() -> None:
+        await child(secretive)(SecretStr("swordfish"))
+
+    with pytest.raises(ValueError, match="secretive: a secret would be passed as"):
+        await parent()
+
+
+def test_a_set_is_passed_in_the_same_order_in_every_process() -> None:
+    @flow
+    def tagged(tags: set[str]) -> None: ...
+
+    assert to_json(tagged, {"tags": {"c", "a", "b"}}) == {"tags": ["a", "b", "c"]}
+
+
+def test_errors_can_be_pickled() -> None:
+    error = ChildFailed("why", run=object())  # type: ignore[arg-type]
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    assert (type(again), str(again), again.run) == (ChildFailed, "why", None)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events.schemas.automations import EventTrigger
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling
+from pydantic import ValidationError
 
 from deployments import child
 from deployments._deploy import create_definitions, run_prefect_deploy
@@ -73,6 +74,32 @@ async def test_parent_raises_midway(client: PrefectClient) -> None:
     assert parent.state is not None
     assert "the parent broke" in str(parent.state.message)
     assert await outcome(client, parent) == [("long", "Cancelled"), ("quick", "Completed")]
+
+
+async def test_parent_exceeds_its_own_timeout(client: PrefectClient, in_process: InProcess) -> None:
+    async def code() -> None:
+        await asyncio.gather(child(step)("a", "hold"), child(step, deployment="nobody")("b"))
+
+    with pytest.raises(TimeoutError):
+        await in_process(code, timeout_seconds=8)
+    assert in_process.run is not None
+    await in_states(client, in_process.run, "Cancelled", "Cancelled")
+
+
+async def test_parent_fails_while_it_fans_out(client: PrefectClient, in_process: InProcess) -> None:
+    """What is still to be created when a call of the gather fails is never created."""
+
+    async def code() -> None:
+        good = [child(step, deployment="nobody")(f"{number}") for number in range(20)]
+        bad = child(step)("bad", "nonsense")  # type: ignore[arg-type]
+        await asyncio.gather(*good[:10], bad, *good[10:])
+
+    with pytest.raises(ValidationError):
+        await in_process(code)
+    assert in_process.run is not None
+    runs = await children_of(client, in_process.run)
+    assert {run.state_name for run in runs} <= {"Cancelled"}
+    assert len(runs) < 20
 
 
 async def test_parent_is_killed_midway(client: PrefectClient) -> None:
