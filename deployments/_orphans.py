@@ -22,7 +22,8 @@ from prefect.states import Cancelled
 # Tells everybody who could cancel a child of an ended parent not to.
 LEAVE_RUNNING = "leave-running"
 
-ALIVE = sorted(set(StateType) - TERMINAL_STATES - {StateType.CANCELLING})
+UNFINISHED: list[StateType] = sorted(set(StateType) - TERMINAL_STATES)
+ALIVE: list[StateType] = [state for state in UNFINISHED if state != StateType.CANCELLING]
 
 
 async def cancel_run(client: PrefectClient, flow_run_id: UUID) -> None:
@@ -34,21 +35,30 @@ async def cancel_run(client: PrefectClient, flow_run_id: UUID) -> None:
         await client.set_flow_run_state(flow_run_id, cancelling)
 
 
+async def read_children(
+    client: PrefectClient, parent_id: UUID, states: list[StateType]
+) -> list[FlowRun]:
+    """Return a page of the children of a parent run in some states, less those left running."""
+    runs = await client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent_id]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)),
+        )
+    )
+    return [run for run in runs if LEAVE_RUNNING not in run.tags]
+
+
 async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRun]:
     """Cancel every child run of a parent run that is not final, and return them.
 
     Those that carry the tag `LEAVE_RUNNING` are left alone.
     """
-    alive = FlowRunFilter(
-        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent_id]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ALIVE)),
-    )
     cancelled: dict[UUID, FlowRun] = {}
-    # Each pass reads those that are still alive, so that no page is missed or read twice.
-    while runs := await client.read_flow_runs(flow_run_filter=alive):
-        fresh = [run for run in runs if run.id not in cancelled and LEAVE_RUNNING not in run.tags]
-        if not fresh:
-            break  # left running, or the server refuses to cancel them
+    # Each pass reads those that are still alive, so that no page is missed or read twice. It
+    # ends when the server refuses to cancel the rest.
+    while fresh := [
+        run for run in await read_children(client, parent_id, ALIVE) if run.id not in cancelled
+    ]:
         for run in fresh:
             if run.deployment_id is None:  # a plain subflow: no worker would end it
                 await cancel_children(client, run.id)

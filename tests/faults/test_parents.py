@@ -231,7 +231,9 @@ async def test_parents_worker_is_killed_or_stopped(tmp_path: Path) -> None:
                 for each in parents:
                     parent = await ended(client, each, 300)
                     assert parent.state_name == "Crashed"
-                    assert await outcome(client, parent) == [("a", "Crashed"), ("b", "Cancelled")]
+                    a, b = await outcome(client, parent)
+                    assert a in (("a", "Crashed"), ("a", "Cancelled"))  # whichever comes first
+                    assert b == ("b", "Cancelled")
 
 
 async def heartbeat_of(client: PrefectClient, run: FlowRun) -> None:
