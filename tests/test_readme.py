@@ -43,8 +43,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clean_env(tmp_path: Path) -> dict[str, str]:
-    """An environment with a home of its own, and nothing of Prefect's."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    """An environment with a home of its own, and nothing of Prefect's or of an outer make's."""
+    outer = ("PREFECT_", "MAKE", "MFLAGS", "ARGS")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
     return env | {"HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
