@@ -57,8 +57,9 @@ def demo(
         "data_dir": str(data_dir.resolve()) if data_dir else None,
     }
     parameters = {name: value for name, value in given.items() if value is not None}
-    # Whatever ends us, the server and the worker are stopped first.
-    for ending in (signal.SIGTERM, signal.SIGHUP):
+    # Whatever ends us, the server and the worker are stopped first. SIGINT, too: a script's
+    # background jobs inherit that it is ignored.
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
     try:
         _demo.run_demo(_check(parameters), progress, _print_json if json else _print_report, keep)
