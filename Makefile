@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint check deploy lock clean
+.PHONY: demo test test-all bench lint check deploy lock clean
 
 demo: .venv/installed
 	@$(BIN)/python -m deployments demo $(ARGS)
@@ -11,6 +11,9 @@ test: lint
 
 test-all: lint
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: .venv/installed
+	@$(BIN)/python -m benchmarks.fan_out $(ARGS)
 
 lint: .venv/installed
 	@$(BIN)/ruff check .

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -14,7 +16,9 @@ from deployments._errors import ChildError
 
 T = TypeVar("T")
 
-PAUSE_SECONDS = 2.0
+# From the first pause, doubled each time, to the longest one.
+PAUSE_SECONDS = 0.05
+PAUSE_MAX_SECONDS = 2.0
 
 logger = get_logger("deployments")
 
@@ -39,6 +43,7 @@ async def persist(request: Callable[[], Awaitable[T]], give_up_after: float) -> 
         ChildError: The server did not answer in that time.
     """
     last: Exception | None = None
+    pause = PAUSE_SECONDS
     try:
         async with asyncio.timeout(give_up_after):
             while True:
@@ -47,11 +52,21 @@ async def persist(request: Callable[[], Awaitable[T]], give_up_after: float) -> 
                 except (httpx.TransportError, PrefectHTTPStatusError) as error:
                     if not is_passing(error):
                         raise
-                    logger.warning("The Prefect server does not answer: %r", error)
                     last = error
-                await asyncio.sleep(PAUSE_SECONDS)
+                if pause == PAUSE_MAX_SECONDS:
+                    logger.warning("The Prefect server does not answer: %r", last)
+                await asyncio.sleep(max(pause * random.uniform(0.5, 1), _retry_after(last)))  # noqa: S311
+                pause = min(2 * pause, PAUSE_MAX_SECONDS)
     except TimeoutError:
         raise ChildError(unreachable(give_up_after, last)) from last
+
+
+def _retry_after(error: Exception) -> float:
+    """Return the seconds that the server asks to wait for, as Prefect Cloud does."""
+    if isinstance(error, PrefectHTTPStatusError):
+        with contextlib.suppress(ValueError):
+            return float(error.response.headers.get("Retry-After", 0))
+    return 0
 
 
 def unreachable(silence: float, error: Exception | None) -> str:

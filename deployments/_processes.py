@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,8 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from deployments.manifest import ROOT
 
 START_SECONDS = 120
 STOP_SECONDS = 15
@@ -34,21 +37,32 @@ class TemporaryServer:
 
 
 @contextlib.contextmanager
-def temporary_server(home: Path, port: int | None = None) -> Iterator[TemporaryServer]:
+def temporary_server(
+    home: Path,
+    port: int | None = None,
+    *,
+    database: str | None = None,
+    settings: Path | None = ROOT / "prefect.toml",
+) -> Iterator[TemporaryServer]:
     """Run a Prefect server on 127.0.0.1, by default on a free port, with a database in `home`.
+
+    Args:
+        home: A directory for it.
+        port: To listen at.
+        database: SQLAlchemy's URL of another database, which must be empty or of a Prefect server.
+        settings: Prefect's settings for it, and for workers that run in `home`.
 
     Raises:
         RuntimeError: It did not come up.
     """
     home = home.resolve()
+    if settings:
+        shutil.copy(settings, home / "prefect.toml")
     port = port or free_port()
     api_url = f"http://127.0.0.1:{port}/api"
     env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    env |= {
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": api_url,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    }
+    env |= {"PREFECT_HOME": str(home), "PREFECT_API_URL": api_url}
+    own = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database} if database else {}
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
 
     def healthy() -> bool:
@@ -56,7 +70,7 @@ def temporary_server(home: Path, port: int | None = None) -> Iterator[TemporaryS
             return True
         return False
 
-    with run_process(command, env=env, log=home / "server.log", ready=healthy):
+    with run_process(command, env=env | own, log=home / "server.log", ready=healthy):
         yield TemporaryServer(home, api_url, env)
 
 
@@ -76,12 +90,11 @@ def temporary_worker(server: TemporaryServer, pool: str) -> Iterator[subprocess.
         RuntimeError: It did not come up.
     """
     command = ["prefect", "worker", "start", "--pool", pool]
-    env = {"PREFECT_WORKER_QUERY_SECONDS": "1", **server.env}
     log = server.home / f"worker-{pool}.log"
     with run_process(
-        command, env=env, log=log, ready=lambda: b"started!" in log.read_bytes()
-    ) as it:
-        yield it
+        command, env=server.env, log=log, ready=lambda: b"started!" in log.read_bytes()
+    ) as process:
+        yield process
 
 
 @contextlib.contextmanager

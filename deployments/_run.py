@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from prefect.utilities.urls import url_for
 
 from deployments._errors import ChildTimedOut
-from deployments._orphans import LEAVE_RUNNING, cancel_run
-from deployments._patience import persist
+from deployments._orphans import LEAVE_RUNNING
 from deployments._results import read_result
 
 if TYPE_CHECKING:
@@ -44,8 +43,7 @@ class ChildRun(Generic[R]):
         self.id: UUID = flow_run.id
         self.name: str = flow_run.name
         self.deployment = deployment
-        self._client = parent.client
-        self._give_up_after = parent.give_up_after
+        self._submitter = parent.submitter
         self._leave_running = LEAVE_RUNNING in flow_run.tags
         self._final = final
         self._returns = returns
@@ -93,6 +91,4 @@ class ChildRun(Generic[R]):
     async def cancel(self) -> None:
         """Ask for the run's cancellation; a run that has ended stays as it is."""
         if not self._final.done():
-            # A task of its own, so that the request is made even if this is cancelled, too.
-            request = persist(lambda: cancel_run(self._client, self.id), self._give_up_after)
-            await asyncio.shield(asyncio.ensure_future(request))
+            await self._submitter.cancel(self.id)

@@ -1,4 +1,4 @@
-"""Creating the child runs of one parent: bounded, and each exactly once."""
+"""Creating the child runs of one parent, each exactly once, and cancelling them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import Task
+from prefect.client.schemas.actions import DeploymentFlowRunCreate
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterIdempotencyKey,
     FlowRunFilterParentFlowRunId,
 )
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Failed, Pending, Scheduled
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Failed, Pending, Scheduled, to_state_create
 
 from deployments._errors import ChildError, ChildNotDeployed
 from deployments._orphans import ALIVE, LEAVE_RUNNING, cancel_run
-from deployments._patience import is_passing, persist
+from deployments._patience import persist
 from deployments._results import find_inputs
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
@@ -37,9 +42,10 @@ R = TypeVar("R")
 
 # How long the end of a parent waits for the creation of a run that is under way.
 CLOSE_SECONDS = 60.0
-# The embedded SQLite server does not bear parallel creation: 100 runs one after another took
-# 9 s, at once 137 s, and three of them were lost to "database is locked".
-SUBMISSIONS_AT_ONCE = 1
+# So many runs are created together at most: the first should not wait long for the last.
+BATCH = 20
+# Seconds until it is tried again where nothing came of it.
+BULK_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 # The server's cap on the results of one read (PREFECT_API_DEFAULT_LIMIT).
 PAGE = 200
 
@@ -73,12 +79,31 @@ class Call:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@dataclass(eq=False)
+class Request:
+    """A call whose run is to be created.
+
+    Attributes:
+        call: What is called.
+        key: The idempotency key of the run.
+        created: Becomes the run.
+    """
+
+    call: Call
+    key: str
+    created: asyncio.Future[FlowRun]
+
+
 class Submitter:
-    """Create the child runs of one attempt of a parent run, each exactly once.
+    """Create the child runs of one attempt of a parent run, each exactly once, and cancel them.
 
     Each call has a key: the parent's run, what is called, which of several identical calls it
     is, and how often it ran before. It is sent as the idempotency key, so that a request that
     is sent twice creates one run; and a retried parent finds its earlier children by it.
+
+    One request is under way at a time, and the calls that come meanwhile share the next one:
+    so it goes as fast as the server answers. More at once is no faster on Postgres, and much
+    slower on the embedded SQLite server, which then loses requests to "database is locked".
 
     Args:
         client: The client to create with.
@@ -90,16 +115,22 @@ class Submitter:
         self._client = client
         self._parent = parent
         self._give_up_after = give_up_after
-        self._slots = asyncio.Semaphore(SUBMISSIONS_AT_ONCE)
         self._deployments: dict[str, DeploymentResponse] = {}
         self._calls: Counter[str] = Counter()
         self._earlier: dict[str, FlowRun] | None = None
+        self._reading = asyncio.Lock()
+        self._cancelling = asyncio.Lock()
+        self._waiting: list[Request] = []
+        self._sender: asyncio.Future[None] | None = None
         self._under_way: set[asyncio.Future[Any]] = set()
         self._closed = False
 
     async def close(self) -> None:
         """Let no more runs be created, and wait a while for those that are under way."""
         self._closed = True
+        for request in self._waiting:
+            request.created.cancel()
+        self._waiting.clear()
         while self._under_way:
             done, _ = await asyncio.wait(self._under_way, timeout=CLOSE_SECONDS)
             if not done:
@@ -118,22 +149,30 @@ class Submitter:
         digest = call.digest()
         self._calls[digest] += 1  # before any await: identical calls are told apart by order
         key = f"{self._parent.id}:{digest}:{self._calls[digest]}"
-        async with self._slots:
-            if self._closed:  # a sibling failed, and the parent with it
-                raise asyncio.CancelledError("the parent has ended")
+        async with self._reading:
             if self._earlier is None:
                 self._earlier = await self._read_earlier()
-            earlier = self._earlier.get(key)
-            if earlier is None:
-                return await self._create_safely(call, f"{key}:1")
-            if counts(earlier):
-                return earlier
-            return await self._create_safely(call, next_key(earlier))
+        earlier = self._earlier.get(key)
+        if earlier is None:
+            return await self._create(call, f"{key}:1")
+        if counts(earlier):
+            return earlier
+        return await self._create(call, next_key(earlier))
 
     async def resubmit(self, call: Call, earlier: FlowRun) -> FlowRun:
         """Create another run of a call, in place of an earlier one that can't be used."""
-        async with self._slots:
-            return await self._create_safely(call, next_key(earlier))
+        return await self._create(call, next_key(earlier))
+
+    async def cancel(self, run_id: UUID) -> None:
+        """Ask for a run's cancellation, also if this is cancelled itself."""
+        await asyncio.shield(self._keep(self._cancel(run_id)))
+
+    async def _cancel(self, run_id: UUID) -> None:
+        async def one_at_a_time() -> None:  # for the same reason as above
+            async with self._cancelling:
+                await cancel_run(self._client, run_id)
+
+        await persist(one_at_a_time, self._give_up_after)
 
     async def _read_earlier(self) -> dict[str, FlowRun]:
         """Return the latest run of each call of earlier attempts, by its key."""
@@ -161,13 +200,21 @@ class Submitter:
                 return latest
         raise AssertionError("unreachable")
 
-    async def _create_safely(self, call: Call, key: str) -> FlowRun:
-        creation = self._keep(persist(lambda: self._create(call, key), self._give_up_after))
+    async def _create(self, call: Call, key: str) -> FlowRun:
+        if self._closed:  # a sibling failed, and the parent with it
+            raise asyncio.CancelledError("the parent has ended")
+        request = Request(call, key, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        if self._sender is None or self._sender.done():
+            self._sender = self._keep(self._send())
         try:
             # Shielded: a run can't be cancelled before its id is known.
-            return await asyncio.shield(creation)
+            return await asyncio.shield(request.created)
         except asyncio.CancelledError:
-            await asyncio.shield(self._keep(self._undo(creation, call)))
+            if request in self._waiting:
+                self._waiting.remove(request)
+            elif not request.created.cancelled():
+                await asyncio.shield(self._keep(self._undo(request)))
             raise
 
     def _keep(self, work: Coroutine[Any, Any, R]) -> asyncio.Future[R]:
@@ -177,53 +224,140 @@ class Submitter:
         future.add_done_callback(self._under_way.discard)
         return future
 
-    async def _undo(self, creation: asyncio.Future[FlowRun], call: Call) -> None:
+    async def _undo(self, request: Request) -> None:
         with contextlib.suppress(Exception):  # where nothing was created, nothing is to undo
-            flow_run = await creation
-            if LEAVE_RUNNING not in call.tags:
-                await cancel_run(self._client, flow_run.id)
+            flow_run = await request.created
+            if LEAVE_RUNNING not in request.call.tags:
+                await self._cancel(flow_run.id)
 
-    async def _create(self, call: Call, key: str) -> FlowRun:
+    async def _send(self) -> None:
+        """Create the runs of all calls that wait, those of one deployment together."""
+        # Prefect's client would pause for 2, 4, 8 s after each 503, which the embedded SQLite
+        # server answers when another request just wrote: `persist` does it sooner.
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            while self._waiting:
+                name = self._waiting[0].call.deployment
+                batch = [one for one in self._waiting if one.call.deployment == name][:BATCH]
+                for request in batch:
+                    self._waiting.remove(request)
+                try:
+                    await self._create_batch(name, batch)
+                except Exception as error:  # noqa: BLE001 - it is the callers' to handle
+                    for request in batch:
+                        if not request.created.done():
+                            request.created.set_exception(error)
+
+    async def _create_batch(self, name: str, batch: list[Request]) -> None:
         """Do what `arun_deployment(as_subflow=True, timeout=0)` does, but repeatably.
 
         That function numbers the task run, which ties a child to its parent, by a counter of
         the attempt: a retried parent would tie its new children to the task runs of old ones.
         It also reads the deployment anew for each run.
         """
-        deployment = await self._read_deployment(call.deployment)
+        deployment = await self._read_deployment(name)
+        creations = [await self._prepare(deployment, request) for request in batch]
+        created = await self._create_in_bulk(deployment, creations) if len(batch) > 1 else {}
+        for request, creation in zip(batch, creations, strict=True):
+            if run := created.get(request.key):
+                request.created.set_result(run)
+                continue
+            try:
+                run = await self._create_alone(deployment, name, creation)
+            except ChildError as error:
+                request.created.set_exception(error)
+            else:
+                request.created.set_result(run)
+
+    async def _prepare(self, deployment: DeploymentResponse, request: Request) -> dict[str, Any]:
+        """Create the task run that ties a run to its parent, and return the run's fields."""
+        call = request.call
         task = Task[[], None](name=call.deployment, fn=lambda: None, version=deployment.version)
         task.task_key = f"deployments.child.{call.deployment}"
         inputs = {name: await find_inputs(value) for name, value in call.inputs.items()}
-        task_run = await self._client.create_task_run(
-            task,
-            flow_run_id=self._parent.id,
-            dynamic_key=key,
-            name=call.name or call.deployment,
-            task_inputs={name: [*runs] for name, runs in inputs.items() if runs},
-            state=Pending(),
+        task_run = await persist(
+            lambda: self._client.create_task_run(
+                task,
+                flow_run_id=self._parent.id,
+                dynamic_key=request.key,
+                name=call.name or call.deployment,
+                task_inputs={name: [*runs] for name, runs in inputs.items() if runs},
+                state=Pending(),
+            ),
+            self._give_up_after,
         )
+        return {
+            "parameters": call.parameters,
+            "name": call.name,
+            "tags": list(call.tags),
+            "idempotency_key": request.key,
+            "parent_task_run_id": task_run.id,
+            "job_variables": call.job_variables,
+        }
+
+    async def _create_in_bulk(
+        self, deployment: DeploymentResponse, creations: list[dict[str, Any]]
+    ) -> dict[str, FlowRun]:
+        """Create runs with one request, and return those that are there then, by their keys."""
+        state = to_state_create(Scheduled())
+        body = [
+            DeploymentFlowRunCreate(state=state, **creation).model_dump(
+                mode="json", exclude_unset=True
+            )
+            for creation in creations
+        ]
+        # What counts is what is there then. The answer may call runs created that the transaction
+        # then lost; and where the database was locked, it says 200, and nothing is there.
+        keys = FlowRunFilterIdempotencyKey(any_=[each["idempotency_key"] for each in creations])
+        for pause in BULK_PAUSES:
+            try:
+                await persist(
+                    lambda: self._client.request(  # it has no method for this
+                        "POST",
+                        "/deployments/{id}/create_flow_run/bulk",  # type: ignore[arg-type]
+                        path_params={"id": deployment.id},
+                        json=body,
+                    ),
+                    self._give_up_after,
+                )
+            except PrefectHTTPStatusError:
+                break  # the server does not know it, or refuses all of them for one
+            runs = await persist(
+                lambda: self._client.read_flow_runs(
+                    flow_run_filter=FlowRunFilter(idempotency_key=keys), limit=PAGE
+                ),
+                self._give_up_after,
+            )
+            if runs:
+                return {run.idempotency_key: run for run in runs if run.idempotency_key}
+            await asyncio.sleep(pause)
+        return {}
+
+    async def _create_alone(
+        self, deployment: DeploymentResponse, name: str, creation: dict[str, Any]
+    ) -> FlowRun:
         try:
-            return await self._client.create_flow_run_from_deployment(
-                deployment.id,
-                parameters=call.parameters,
-                state=Scheduled(),
-                name=call.name,
-                tags=call.tags,
-                idempotency_key=key,
-                parent_task_run_id=task_run.id,
-                job_variables=call.job_variables,
+            return await persist(
+                lambda: self._client.create_flow_run_from_deployment(
+                    deployment.id, state=Scheduled(), **creation
+                ),
+                self._give_up_after,
             )
         except PrefectHTTPStatusError as error:
-            if is_passing(error):
-                raise
-            refusal = f"{call.deployment}: the server refused the run: {error.response.text}"
-            await self._client.set_task_run_state(task_run.id, Failed(message=refusal), force=True)
+            refusal = f"{name}: the server refused the run: {error.response.text}"
+            await persist(
+                lambda: self._client.set_task_run_state(
+                    creation["parent_task_run_id"], Failed(message=refusal), force=True
+                ),
+                self._give_up_after,
+            )
             raise ChildError(refusal) from error
 
     async def _read_deployment(self, name: str) -> DeploymentResponse:
         if name not in self._deployments:
             try:
-                self._deployments[name] = await self._client.read_deployment_by_name(name)
+                self._deployments[name] = await persist(
+                    lambda: self._client.read_deployment_by_name(name), self._give_up_after
+                )
             except ObjectNotFound:
                 raise ChildNotDeployed(await self._explain_missing(name)) from None
         return self._deployments[name]

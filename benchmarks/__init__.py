@@ -1,0 +1,1 @@
+"""What child deployments cost, measured."""
