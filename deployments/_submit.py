@@ -121,6 +121,7 @@ class Submitter:
         self._reading = asyncio.Lock()
         self._cancelling = asyncio.Lock()
         self._waiting: list[Request] = []
+        self._more = asyncio.Event()
         self._sender: asyncio.Future[None] | None = None
         self._under_way: set[asyncio.Future[Any]] = set()
         self._closed = False
@@ -131,6 +132,7 @@ class Submitter:
         for request in self._waiting:
             request.created.cancel()
         self._waiting.clear()
+        self._more.set()
         while self._under_way:
             done, _ = await asyncio.wait(self._under_way, timeout=CLOSE_SECONDS)
             if not done:
@@ -205,7 +207,8 @@ class Submitter:
             raise asyncio.CancelledError("the parent has ended")
         request = Request(call, key, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
-        if self._sender is None or self._sender.done():
+        self._more.set()
+        if self._sender is None:
             self._sender = self._keep(self._send())
         try:
             # Shielded: a run can't be cancelled before its id is known.
@@ -231,21 +234,24 @@ class Submitter:
                 await self._cancel(flow_run.id)
 
     async def _send(self) -> None:
-        """Create the runs of all calls that wait, those of one deployment together."""
+        """Create the runs of calls as they come, those of one deployment together."""
         # Prefect's client would pause for 2, 4, 8 s after each 503, which the embedded SQLite
         # server answers when another request just wrote: `persist` does it sooner.
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-            while self._waiting:
-                name = self._waiting[0].call.deployment
-                batch = [one for one in self._waiting if one.call.deployment == name][:BATCH]
-                for request in batch:
-                    self._waiting.remove(request)
-                try:
-                    await self._create_batch(name, batch)
-                except Exception as error:  # noqa: BLE001 - it is the callers' to handle
+            while not self._closed:
+                await self._more.wait()
+                self._more.clear()
+                while self._waiting:
+                    name = self._waiting[0].call.deployment
+                    batch = [one for one in self._waiting if one.call.deployment == name][:BATCH]
                     for request in batch:
-                        if not request.created.done():
-                            request.created.set_exception(error)
+                        self._waiting.remove(request)
+                    try:
+                        await self._create_batch(name, batch)
+                    except Exception as error:  # noqa: BLE001 - it is the callers' to handle
+                        for request in batch:
+                            if not request.created.done():
+                                request.created.set_exception(error)
 
     async def _create_batch(self, name: str, batch: list[Request]) -> None:
         """Do what `arun_deployment(as_subflow=True, timeout=0)` does, but repeatably.
@@ -255,9 +261,16 @@ class Submitter:
         It also reads the deployment anew for each run.
         """
         deployment = await self._read_deployment(name)
-        creations = [await self._prepare(deployment, request) for request in batch]
-        created = await self._create_in_bulk(deployment, creations) if len(batch) > 1 else {}
-        for request, creation in zip(batch, creations, strict=True):
+        creations: dict[Request, dict[str, Any]] = {}
+        for request in batch:
+            if self._closed:
+                request.created.cancel()
+            else:
+                creations[request] = await self._prepare(deployment, request)
+        created: dict[str, FlowRun] = {}
+        if len(creations) > 1:
+            created = await self._create_in_bulk(deployment, [*creations.values()])
+        for request, creation in creations.items():
             if run := created.get(request.key):
                 request.created.set_result(run)
                 continue

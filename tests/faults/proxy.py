@@ -29,6 +29,7 @@ class FaultyProxy:
         unavailable_until: Until this time (`time.monotonic()`) requests are answered with 503.
         delay: Seconds before each answer.
         twice: Requests whose path ends so are sent on twice.
+        unknown: Requests whose path ends so are answered with 404.
         sockets: How many websockets were opened.
     """
 
@@ -40,6 +41,7 @@ class FaultyProxy:
         self.unavailable_until = 0.0
         self.delay = 0.0
         self.twice: tuple[str, ...] = ()
+        self.unknown: tuple[str, ...] = ()
         self.sockets = 0
         self._open: set[WebSocket] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -83,11 +85,13 @@ class FaultyProxy:
         self.requests.append((request.method, path))
         if time.monotonic() < self.unavailable_until:
             return Response(status_code=503)
+        if path.endswith(self.unknown):
+            return Response(status_code=404)
         await asyncio.sleep(self.delay)
         body = await request.body()
         headers = [(k, v) for k, v in request.headers.items() if k.lower() not in NOT_FORWARDED]
         async with httpx.AsyncClient(base_url=self._upstream, timeout=60) as client:
-            for _ in range(2 if self.twice and path.endswith(self.twice) else 1):
+            for _ in range(2 if path.endswith(self.twice) else 1):
                 answer = await client.request(
                     request.method,
                     path,

@@ -78,18 +78,25 @@ async def test_websocket_is_dropped(
     assert await in_process(code) == [1, 2]
 
 
-async def test_the_same_request_sent_twice(proxy: FaultyProxy, in_process: InProcess) -> None:
-    proxy.twice = ("/create_flow_run", "/task_runs/")
+@pytest.mark.parametrize("bulk", [True, False], ids=["in bulk", "one by one"])
+async def test_the_same_request_sent_twice(
+    proxy: FaultyProxy, in_process: InProcess, bulk: bool
+) -> None:
+    proxy.twice = ("/create_flow_run", "/create_flow_run/bulk", "/task_runs/")
+    if not bulk:  # as on a server that is too old
+        proxy.unknown = ("/bulk",)
+    names = ["a", "bb", "ccc", "dddd", "eeeee"]
 
     async def code() -> list[int]:
-        return list(await asyncio.gather(child(step)("a"), child(step)("bb")))
+        return list(await asyncio.gather(*(child(step)(name) for name in names)))
 
-    assert await in_process(code) == [1, 2]
+    assert await in_process(code) == [1, 2, 3, 4, 5]
+    assert any(path.endswith("/bulk") for _, path in proxy.requests)
     assert in_process.run is not None
     async with get_client() as client:
-        assert len(await children_of(client, in_process.run)) == 2
+        assert len(await children_of(client, in_process.run)) == len(names)
         of_parent = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[in_process.run.id]))
-        assert len(await client.read_task_runs(task_run_filter=of_parent)) == 2
+        assert len(await client.read_task_runs(task_run_filter=of_parent)) == len(names)
 
 
 async def test_a_server_that_stays_away_is_given_up(
