@@ -29,7 +29,7 @@ from deployments import child, parent_flow
 
 Call = Callable[[int], Awaitable[Any]]
 
-IDLE_SECONDS = 10.0
+IDLE_SECONDS = 30.0
 PAGE = 200
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -44,6 +45,8 @@ async def persist(request: Callable[[], Awaitable[T]], give_up_after: float) -> 
     """
     last: Exception | None = None
     pause = PAUSE_SECONDS
+    started = time.monotonic()
+    warn_after = PAUSE_MAX_SECONDS
     try:
         async with asyncio.timeout(give_up_after):
             while True:
@@ -53,8 +56,12 @@ async def persist(request: Callable[[], Awaitable[T]], give_up_after: float) -> 
                     if not is_passing(error):
                         raise
                     last = error
-                if pause == PAUSE_MAX_SECONDS:
-                    logger.warning("The Prefect server does not answer: %r", last)
+                silence = time.monotonic() - started
+                if silence >= warn_after:
+                    logger.warning(
+                        "The Prefect server has not answered for %.0f s: %r", silence, last
+                    )
+                    warn_after *= 2
                 await asyncio.sleep(max(pause * random.uniform(0.5, 1), _retry_after(last)))  # noqa: S311
                 pause = min(2 * pause, PAUSE_MAX_SECONDS)
     except TimeoutError:

@@ -153,7 +153,7 @@ class Watcher:
         pause = EXPLAIN_SECONDS
         while True:
             await asyncio.sleep(pause)
-            pause = min(2 * pause, EXPLAIN_MAX_SECONDS)
+            pause = min(3 * pause, EXPLAIN_MAX_SECONDS)
             try:
                 runs = await self._read_waiting()
                 async for line in explain_unstarted(self._client, runs):
