@@ -172,7 +172,7 @@ def main(*, full: bool = False, database: str | None = None) -> None:
     """Measure, print a table, and write the figures and a plot beside this file.
 
     Args:
-        full: Up to 1000 children, and cancellation: half an hour instead of five minutes.
+        full: Up to 1000 children, and cancellation: this takes long.
         database: SQLAlchemy's URL of a Postgres database, instead of Prefect's embedded SQLite:
             postgresql+asyncpg://USER@HOST:PORT/NAME. It loses what is in it.
     """

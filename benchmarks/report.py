@@ -16,13 +16,13 @@ Figures = dict[str, dict[str, dict[int, Measured]]]
 # What was measured, how the table calls it, its figure, and how that is written.
 ROWS = [
     ("create", "create {} children", "seconds", "{:.1f} s"),
-    ("create", "  of them lost", "lost", "{}"),
+    ("create", "  lost, of {}", "lost", "{}"),
     ("wait", "requests per child, {} children", "requests_per_child", "{:.1f}"),
     ("idle", "requests per second of waiting for {}", "idle_requests_per_second", "{:.2f}"),
     ("wait", "child's end to parent going on, p50 of {}", "delay_p50", "{:.2f} s"),
-    ("wait", "  p95", "delay_p95", "{:.2f} s"),
+    ("wait", "  p95 of {}", "delay_p95", "{:.2f} s"),
     ("real", "{} children in processes", "seconds", "{:.1f} s"),
-    ("real", "  CPU time", "cpu_seconds", "{:.1f} s"),
+    ("real", "  their CPU time", "cpu_seconds", "{:.1f} s"),
     ("wait", "time per child, {} simulated children", "seconds_per_child", "{:.3f} s"),
     ("wait", "  the parent's memory", "megabytes", "{:.0f} MB"),
     ("cancel", "cancelled parent to last of {} children final", "seconds", "{:.1f} s"),
