@@ -25,7 +25,7 @@ from typing import Any
 import prefect
 from cyclopts import App
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import arun_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
@@ -33,6 +33,7 @@ from rich.console import Console
 from benchmarks.parent import read_children
 from benchmarks.report import Figures, Measured, plot, tabulate
 from deployments._deploy import create_definitions, run_prefect_deploy
+from deployments._orphans import cancel_run
 from deployments._processes import (
     TemporaryServer,
     run_process,
@@ -146,9 +147,7 @@ async def _cancel(name: str) -> Measured:
         parent = await arun_deployment(name, parameters=parameters, timeout=0, as_subflow=False)
         await _wait_for(client, parent, lambda run: run.state_type == StateType.RUNNING)
         start = time.perf_counter()
-        await client.set_flow_run_state(
-            parent.id, State[Any](type=StateType.CANCELLING, name="Cancelling")
-        )
+        await cancel_run(client, parent.id)
         alive = await _wait_for(
             client, parent, lambda run: run.state is not None and run.state.is_final()
         )

@@ -377,8 +377,9 @@ class Submitter:
 
     async def _explain_missing(self, name: str) -> str:
         flow_name = name.split("/")[0]
-        deployed = await self._client.read_deployments(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow_name]))
+        of_flow = FlowFilter(name=FlowFilterName(any_=[flow_name]))
+        deployed = await persist(
+            lambda: self._client.read_deployments(flow_filter=of_flow), self._give_up_after
         )
         there = ", ".join(sorted(f"{flow_name}/{other.name}" for other in deployed))
         return (
