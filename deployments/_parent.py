@@ -18,7 +18,7 @@ from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 
 from deployments._orphans import cancel_children, cancel_children_hook, name_all
-from deployments._patience import persist
+from deployments._patience import get_eager_client, persist
 from deployments._submit import Submitter
 from deployments._watch import Watcher
 
@@ -35,17 +35,24 @@ class ParentRun:
     """One attempt of a parent's run, and what its children share.
 
     Args:
-        client: The client of all requests for the children.
+        client: The client of all requests for the children, but for those of the submitter.
+        eager_client: Made by `get_eager_client`.
         flow_run: The parent's run.
         give_up_after: Seconds without any answer of the server after which waiting fails.
     """
 
-    def __init__(self, client: PrefectClient, flow_run: FlowRun, give_up_after: float) -> None:
+    def __init__(
+        self,
+        client: PrefectClient,
+        eager_client: PrefectClient,
+        flow_run: FlowRun,
+        give_up_after: float,
+    ) -> None:
         self.client = client
         self.flow_run = flow_run
         self.give_up_after = give_up_after
         self.logger = flow_run_logger(flow_run)
-        self.submitter = Submitter(client, flow_run, give_up_after)
+        self.submitter = Submitter(eager_client, flow_run, give_up_after)
         self.watcher = Watcher(client, self.logger, give_up_after)
         self._loop = asyncio.get_running_loop()
         self._deployment_name: str | None = None
@@ -151,8 +158,8 @@ def _with_children(
         context = FlowRunContext.get()
         if context is None or context.flow_run is None:
             raise RuntimeError(f"call {fn.__qualname__} as a flow, not its function")
-        async with get_client() as client:
-            parent = ParentRun(client, context.flow_run, give_up_after)
+        async with get_client() as client, get_eager_client() as eager_client:
+            parent = ParentRun(client, eager_client, context.flow_run, give_up_after)
             token = _current.set(parent)
             try:
                 result = await fn(*args, **kwargs)

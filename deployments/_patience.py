@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import httpx
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
 
@@ -22,6 +23,26 @@ PAUSE_SECONDS = 0.05
 PAUSE_MAX_SECONDS = 2.0
 
 logger = get_logger("deployments")
+
+
+def get_eager_client() -> PrefectClient:
+    """Return a client for `persist`: what may pass is raised at once.
+
+    Prefect's own sleeps 2 s or more after each 503, which the embedded SQLite server answers when
+    another request just wrote: also after the last, with PREFECT_CLIENT_MAX_RETRIES at 0
+    (PrefectHttpxAsyncClient._send_with_retry).
+    """
+    return get_client(httpx_settings={"event_hooks": {"response": [_raise_at_once]}})
+
+
+async def _raise_at_once(response: httpx.Response) -> None:
+    try:
+        response.raise_for_status()
+    except httpx.HTTPStatusError as error:
+        await response.aread()
+        problem = PrefectHTTPStatusError.from_httpx_error(error)
+        if is_passing(problem):
+            raise problem from error
 
 
 def is_passing(error: Exception) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import itertools
 import json
 from collections import Counter
 from collections.abc import Coroutine
@@ -19,15 +18,14 @@ from prefect.client.schemas.filters import (
     FlowFilterName,
     FlowRunFilter,
     FlowRunFilterIdempotencyKey,
-    FlowRunFilterParentFlowRunId,
 )
-from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Failed, Pending, Scheduled, to_state_create
 
+from deployments._earlier import EarlierRuns, counts, next_key
 from deployments._errors import ChildError, ChildNotDeployed
-from deployments._orphans import ALIVE, LEAVE_RUNNING, cancel_run
+from deployments._orphans import LEAVE_RUNNING, cancel_run
 from deployments._patience import persist
 from deployments._results import find_inputs
 
@@ -106,7 +104,7 @@ class Submitter:
     slower on the embedded SQLite server, which then loses requests to "database is locked".
 
     Args:
-        client: The client to create with.
+        client: The client to create with, made by `get_eager_client`.
         parent: The parent's run.
         give_up_after: Seconds without an answer of the server after which submitting fails.
     """
@@ -117,8 +115,7 @@ class Submitter:
         self._give_up_after = give_up_after
         self._deployments: dict[str, DeploymentResponse] = {}
         self._calls: Counter[str] = Counter()
-        self._earlier: dict[str, FlowRun] | None = None
-        self._reading = asyncio.Lock()
+        self._earlier = EarlierRuns(client, parent, give_up_after)
         self._cancelling = asyncio.Lock()
         self._waiting: list[Request] = []
         self._more = asyncio.Event()
@@ -151,10 +148,7 @@ class Submitter:
         digest = call.digest()
         self._calls[digest] += 1  # before any await: identical calls are told apart by order
         key = f"{self._parent.id}:{digest}:{self._calls[digest]}"
-        async with self._reading:
-            if self._earlier is None:
-                self._earlier = await self._read_earlier()
-        earlier = self._earlier.get(key)
+        earlier = await self._earlier.find(key)
         if earlier is None:
             return await self._create(call, f"{key}:1")
         if counts(earlier):
@@ -175,32 +169,6 @@ class Submitter:
                 await cancel_run(self._client, run_id)
 
         await persist(one_at_a_time, self._give_up_after)
-
-    async def _read_earlier(self) -> dict[str, FlowRun]:
-        """Return the latest run of each call of earlier attempts, by its key."""
-        children = FlowRunFilter(
-            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[self._parent.id])
-        )
-        latest: dict[str, FlowRun] = {}
-        for offset in itertools.count(0, PAGE):
-            runs = await persist(
-                lambda offset=offset: self._client.read_flow_runs(  # type: ignore[misc]
-                    flow_run_filter=children,
-                    sort=FlowRunSort.ID_DESC,
-                    limit=PAGE,
-                    offset=offset,
-                ),
-                self._give_up_after,
-            )
-            for run in runs:
-                key, _, attempt = (run.idempotency_key or "").rpartition(":")
-                if not key.startswith(f"{self._parent.id}:"):
-                    continue  # made by other means, such as a plain subflow
-                if key not in latest or int(attempt) > attempt_of(latest[key]):
-                    latest[key] = run
-            if len(runs) < PAGE:
-                return latest
-        raise AssertionError("unreachable")
 
     async def _create(self, call: Call, key: str) -> FlowRun:
         if self._closed:  # a sibling failed, and the parent with it
@@ -235,8 +203,7 @@ class Submitter:
 
     async def _send(self) -> None:
         """Create the runs of calls as they come, those of one deployment together."""
-        # Prefect's client would pause for 2, 4, 8 s after each 503, which the embedded SQLite
-        # server answers when another request just wrote: `persist` does it sooner.
+        # No retries of Prefect's client, with their pauses of 2, 4, 8 s: `persist` makes them.
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             while not self._closed:
                 await self._more.wait()
@@ -385,21 +352,5 @@ class Submitter:
         return (
             f"{name} is not deployed on {self._client.api_url}"
             + (f" (there is {there})" if there else "")
-            + ": declare it in prefect.yaml and run `prefect deploy --all`"
+            + ": declare it in prefect.yaml and run `prefect deploy`"
         )
-
-
-def counts(run: FlowRun) -> bool:
-    """Tell whether a retried parent uses an earlier run, rather than a new one."""
-    state = run.state
-    return state is not None and (state.is_completed() or run.state_type in ALIVE)
-
-
-def attempt_of(run: FlowRun) -> int:
-    """Return how many runs a call had, with this one."""
-    return int((run.idempotency_key or "").rpartition(":")[2])
-
-
-def next_key(run: FlowRun) -> str:
-    """Return the key of the run after this one."""
-    return f"{(run.idempotency_key or '').rpartition(':')[0]}:{attempt_of(run) + 1}"

@@ -35,6 +35,8 @@ READ_SECONDS = 5.0
 BURST_SECONDS = 0.05
 # The server's cap on the results of one read (PREFECT_API_DEFAULT_LIMIT).
 PAGE = 200
+# So many ids one request asks about: SQLite and Postgres take some 32,000 parameters.
+MANY = 5_000
 # When the parent first says why children have not started, and how rarely it says so later.
 EXPLAIN_SECONDS = 10.0
 EXPLAIN_MAX_SECONDS = 600.0
@@ -134,19 +136,19 @@ class Watcher:
                 answered = time.monotonic()
 
     async def _settle(self, run_ids: list[UUID]) -> None:
-        for start in range(0, len(run_ids), PAGE):
-            page = run_ids[start : start + PAGE]
-            for run in await self._client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(
-                    id=FlowRunFilterId(any_=page),
-                    state=FlowRunFilterState(
-                        type=FlowRunFilterStateType(any_=list(TERMINAL_STATES))
-                    ),
-                ),
+        final = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES)))
+        while run_ids:
+            # One request for many that wait: it returns those that have ended.
+            some, run_ids = run_ids[:MANY], run_ids[MANY:]
+            runs = await self._client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=some), state=final),
                 limit=PAGE,
-            ):
+            )
+            for run in runs:
                 if not self._finals[run.id].done():
                     self._finals[run.id].set_result(run)
+            if len(runs) == PAGE:  # there may be more
+                run_ids += [run_id for run_id in some if not self._finals[run_id].done()]
 
     async def _explain(self) -> None:
         """Say why children have not started, after a while and then ever more rarely."""
