@@ -1,16 +1,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all bench lint check deploy lock clean
+.PHONY: demo test test-all test-docker bench lint check deploy up down lock clean
 
 demo: .venv/installed
 	@$(BIN)/python -m deployments demo $(ARGS)
 
 test: lint
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not docker" $(ARGS)
 
 test-all: lint
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -m "not docker" $(ARGS)
+
+test-docker: .venv/installed
+	@$(BIN)/python -m pytest tests/docker $(ARGS)
 
 bench: .venv/installed
 	@$(BIN)/python -m benchmarks.fan_out $(ARGS)
@@ -25,6 +28,12 @@ check: .venv/installed
 
 deploy: .venv/installed
 	@$(BIN)/python -m deployments deploy $(ARGS)
+
+up: .venv/installed
+	@$(BIN)/python -m deployments up
+
+down: .venv/installed
+	@$(BIN)/python -m deployments down $(ARGS)
 
 lock: .venv/installed
 	$(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.txt

@@ -1,6 +1,6 @@
 """What child deployments cost: this template beside plain `run_deployment`, in one run.
 
-python -m benchmarks.fan_out [--full] [--database URL]
+python -m benchmarks.fan_out [--full] [--database URL] [--redis HOST]
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Bench:
     def deploy(self) -> None:
         """Bring the benchmark's deployments to the server."""
         asyncio.run(_create_pools())
-        run_prefect_deploy(self.server.env, "--prefect-file", str(PREFECT_FILE.relative_to(ROOT)))
+        file = str(PREFECT_FILE.relative_to(ROOT))
+        run_prefect_deploy(self.server.env, "--all", "--prefect-file", file)
 
     def create(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
         """Create children that don't start: how long that takes, and how many are lost."""
@@ -167,15 +168,18 @@ async def _wait_for(client: PrefectClient, parent: FlowRun, is_done: Any) -> int
 
 
 @app.default
-def main(*, full: bool = False, database: str | None = None) -> None:
+def main(*, full: bool = False, database: str | None = None, redis: str | None = None) -> None:
     """Measure, print a table, and write the figures and a plot beside this file.
 
     Args:
         full: Up to 1000 children, and cancellation: this takes long.
         database: SQLAlchemy's URL of a Postgres database, instead of Prefect's embedded SQLite:
             postgresql+asyncpg://USER@HOST:PORT/NAME. It loses what is in it.
+        redis: Host of a Redis for the server's messages, as in docker/compose.yaml, instead of its
+            memory.
     """
     figures: Figures = {}
+    own = _server_env(database, redis)
 
     def note(what: str, side: str, children: int, measured: Measured) -> None:
         figures.setdefault(what, {}).setdefault(side, {})[children] = measured
@@ -186,7 +190,7 @@ def main(*, full: bool = False, database: str | None = None) -> None:
         console.print(f"{side}: {what}, {children} children: {measured}", highlight=False)
 
     counts = [20, 100, 500] if full else [20, 100]
-    with _bench(database, SETTINGS) as bench:
+    with _bench(own, SETTINGS) as bench:
         for children in counts:
             note("create", "ours", children, bench.create("ours", children))
         for children in [20, 500] if full else [20]:
@@ -196,7 +200,7 @@ def main(*, full: bool = False, database: str | None = None) -> None:
         note("real", "ours", REAL, bench.real("ours"))
         if full:
             note("cancel", "ours", CANCELLED, bench.cancel("ours"))
-    with _bench(database, None) as bench:
+    with _bench(own, None) as bench:
         note("idle", "plain", 20, bench.idle("plain", 20))
         note("wait", "plain", 20, bench.wait("plain", 20))
         note("real", "plain", REAL, bench.real("plain"))
@@ -205,9 +209,9 @@ def main(*, full: bool = False, database: str | None = None) -> None:
     for children in counts:
         ours = figures["create"]["ours"][children].get("seconds", LIMIT_SECONDS)
         limit = min(TIMES * ours, LIMIT_SECONDS)
-        with _bench(database, None) as bench:  # one each: a server is busy for long afterwards
+        with _bench(own, None) as bench:  # one each: a server is busy for long afterwards
             note("create", "plain", children, bench.create("plain", children, limit))
-    name = "postgres" if database else "sqlite"
+    name = "-".join(["postgres" if database else "sqlite", *(["redis"] if redis else [])])
     about = {
         "date": str(datetime.now(UTC).date()),
         "prefect": prefect.__version__,
@@ -220,16 +224,30 @@ def main(*, full: bool = False, database: str | None = None) -> None:
     plot(figures, HERE / f"fan_out-{name}.svg")
 
 
+def _server_env(database: str | None, redis: str | None) -> dict[str, str]:
+    env = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database} if database else {}
+    if redis:
+        env |= {
+            "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
+            "PREFECT_MESSAGING_CACHE": "prefect_redis.messaging",
+            "PREFECT_REDIS_MESSAGING_HOST": redis,
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
+            "PREFECT_SERVER_DOCKET_URL": f"redis://{redis}/1",
+            "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
+        }
+    return env
+
+
 @contextlib.contextmanager
-def _bench(database: str | None, settings: Path | None) -> Iterator[Bench]:
+def _bench(own: dict[str, str], settings: Path | None) -> Iterator[Bench]:
     """Run a clean server to measure on, with our settings or with Prefect's own."""
-    if database:
-        env = os.environ | {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database}
+    if "PREFECT_SERVER_DATABASE_CONNECTION_URL" in own:
         command = ["prefect", "server", "database", "reset", "--yes"]
+        env = os.environ | own
         subprocess.run([sys.executable, "-m", *command], env=env, check=True, capture_output=True)
     with (
         tempfile.TemporaryDirectory(prefix="prefect-bench-") as home,
-        temporary_server(Path(home), database=database, settings=settings) as server,
+        temporary_server(Path(home), own=own, settings=settings) as server,
         temporary_settings({PREFECT_API_URL: server.api_url}),
     ):
         bench = Bench(server)

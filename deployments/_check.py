@@ -8,11 +8,12 @@ import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
@@ -25,10 +26,14 @@ from deployments._parent import is_parent
 from deployments._unstarted import online_workers
 from deployments.manifest import ROOT, Deployment, Manifest, WorkPool
 
-# A deployment of ours that does nothing when it is asked about a parent that does not exist.
-PROBE = "cancel-orphans/local"
+# A flow of ours that does nothing when it is asked about a parent that does not exist.
+PROBE = "cancel-orphans"
 
 Flows = dict[str, tuple[Deployment, Flow[..., Any]]]
+
+# Where results go, by either name of each setting (ResultsSettings).
+STORAGE_BLOCK = ("PREFECT_DEFAULT_RESULT_STORAGE_BLOCK", "PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK")
+STORAGE_PATH = ("PREFECT_LOCAL_STORAGE_PATH", "PREFECT_RESULTS_LOCAL_STORAGE_PATH")
 
 VARIABLE = re.compile(r"{{\s*\$(\w+)\s*}}")
 
@@ -59,9 +64,7 @@ def check_manifest(path: Path = ROOT / "prefect.yaml") -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    for variable in sorted(set(VARIABLE.findall(path.read_text(encoding="utf-8")))):
-        if variable not in os.environ:
-            yield f"{path.name}: ${variable} is not set, and would become empty: set it in .env"
+    yield from find_unset_variables(path)
     flows: Flows = {}
     for deployment in manifest.deployments:
         try:
@@ -77,8 +80,16 @@ def check_manifest(path: Path = ROOT / "prefect.yaml") -> Iterator[str]:
         where = f"{path.name}: {name}"
         yield from (f"{where}: {finding}" for finding in _check_flow(deployment, flow))
         yield from (f"{where}: {finding}" for finding in _check_queue(manifest, deployment))
+        yield from (f"{where}: {finding}" for finding in _check_container(manifest, deployment))
         for call in find_child_calls(flow):
             yield from _check_call(manifest, flows, deployment, call)
+
+
+def find_unset_variables(path: Path = ROOT / "prefect.yaml") -> Iterator[str]:
+    """Yield one line for each `{{ $VARIABLE }}` of which Prefect would make an empty string."""
+    for variable in sorted(set(VARIABLE.findall(path.read_text(encoding="utf-8")))):
+        if variable not in os.environ:
+            yield f"{path.name}: ${variable} is not set, and would become empty: set it in .env"
 
 
 async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterator[str]:
@@ -86,20 +97,23 @@ async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterat
     if error := await client.api_healthcheck():
         yield f"{client.api_url} does not answer: {error!r}: start it, or set PREFECT_API_URL"
         return
-    ready = True
+    ready, probes = True, []
     for name, pool in manifest.definitions.work_pools.items():
         async for finding in _check_work_pool(client, name, pool):
             ready = False
             yield finding
     for deployment in manifest.deployments:
         name = f"{deployment.load_flow().name}/{deployment.name}"
+        if name.startswith(f"{PROBE}/"):
+            probes.append(name)
         try:
             await client.read_deployment_by_name(name)
         except ObjectNotFound:
             ready = False
-            yield f"{name} is not deployed: `python -m deployments deploy`"
-    if ready and (problem := await _check_results(client)):
-        yield problem
+            yield f"{name} is not deployed: `python -m deployments deploy {deployment.name}`"
+    for probe in probes:
+        if ready and (problem := await _check_results(client, probe)):
+            yield problem
 
 
 async def _check_work_pool(client: PrefectClient, name: str, pool: WorkPool) -> AsyncIterator[str]:
@@ -126,21 +140,29 @@ async def _check_work_pool(client: PrefectClient, name: str, pool: WorkPool) -> 
         yield f"no worker is online for work pool {name}: `prefect worker start --pool {name}`"
 
 
-async def _check_results(client: PrefectClient) -> str | None:
+async def _check_results(client: PrefectClient, probe: str) -> str | None:
     """Run something harmless, and read its result as a parent would read a child's."""
     run = await arun_deployment(
-        PROBE, client=client, parameters={"parent": str(uuid4())}, timeout=60, poll_interval=0.5
+        probe, client=client, parameters={"parent": str(uuid4())}, timeout=60, poll_interval=0.5
     )
     if run.state is None or not run.state.is_completed():
-        return f"{PROBE} does not complete, but is {run.state}: look at {url_for(run)}"
+        return f"{probe} does not complete, but is {run.state}: look at {url_for(run)}"
+    in_volume = getattr(run.state.data, "storage_block_id", None) is None
+    if in_volume and await _runs_in_container(client, run):
+        return None  # a volume, which `check_manifest` looks at: only containers read it
     try:
         await run.state.aresult()
     except Exception as error:  # noqa: BLE001 - each storage has errors of its own
         return (
-            f"the result of {PROBE} can't be read here: {error!r}: give parents and children one "
+            f"the result of {probe} can't be read here: {error!r}: give parents and children one "
             "result storage, such as a shared PREFECT_LOCAL_STORAGE_PATH"
         )
     return None
+
+
+async def _runs_in_container(client: PrefectClient, run: FlowRun) -> bool:
+    assert run.work_pool_name is not None  # noqa: S101 - each of our deployments has one
+    return (await client.read_work_pool(run.work_pool_name)).type != "process"
 
 
 def _check_flow(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
@@ -153,7 +175,7 @@ def _check_flow(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
             "persist_result=False, or set results.persist_by_default in prefect.toml"
         )
     tags = {"parent-flows", "parent"} if is_parent(flow) else {"parent-flows"}
-    if flow.name != PROBE.split("/")[0] and (missing := sorted(tags - set(deployment.tags))):
+    if flow.name != PROBE and (missing := sorted(tags - set(deployment.tags))):
         yield (
             f"tags: lacks {', '.join(missing)}, by which the automations of prefect.yaml find its "
             "runs: add it"
@@ -174,6 +196,24 @@ def _check_queue(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
         yield (
             f"its work queue {used.work_queue_name} is not in "
             f"definitions.work_pools.{used.name}.queues: add it there"
+        )
+
+
+def _check_container(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
+    used = deployment.work_pool
+    pool = manifest.definitions.work_pools.get(used.name)
+    if pool is None or pool.type == "process":
+        return
+    env = used.job_variables.get("env", {})
+    if any(env.get(name) for name in STORAGE_BLOCK):
+        return
+    volumes = [volume.split(":")[1] for volume in used.job_variables.get("volumes", [])]
+    path = next((env[name] for name in STORAGE_PATH if env.get(name)), None)
+    if path is None or not any(PurePosixPath(path).is_relative_to(each) for each in volumes):
+        yield (
+            "its results would end with its container: set PREFECT_LOCAL_STORAGE_PATH to a "
+            "directory in one of its volumes, or PREFECT_DEFAULT_RESULT_STORAGE_BLOCK, in "
+            "work_pool.job_variables.env"
         )
 
 

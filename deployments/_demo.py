@@ -26,8 +26,8 @@ from deployments._deploy import create_definitions, run_prefect_deploy
 from deployments._processes import TemporaryServer, tail, temporary_server, temporary_worker
 from deployments.manifest import Manifest
 
-PARENT = "flight-delays/local"
-POOL = "local"
+NAME = "local"  # of the deployments, and of their work pool
+PARENT = f"flight-delays/{NAME}"
 REFRESH_SECONDS = 0.5
 COLORS = {"COMPLETED": "green", "RUNNING": "blue", "FAILED": "red", "CRASHED": "red"}
 
@@ -64,13 +64,13 @@ def run_demo(
         with console.status("Deploying prefect.yaml ..."):
             asyncio.run(_deploy(server))
         with console.status("Starting a worker ..."):
-            stack.enter_context(temporary_worker(server, POOL))
+            stack.enter_context(temporary_worker(server, NAME))
         # Last in, first out: from here on a second Ctrl-C does not keep the rest from stopping.
         stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
         try:
             show(asyncio.run(_run_parent(parameters, console)))
         except DemoFailed as error:
-            log = tail(server.home / f"worker-{POOL}.log")
+            log = tail(server.home / f"worker-{NAME}.log")
             raise DemoFailed(f"{error}\nThe worker's log ends with:\n{log}") from None
         if keep:
             console.print(
@@ -81,8 +81,8 @@ def run_demo(
 
 async def _deploy(server: TemporaryServer) -> None:
     async with get_client() as client:
-        await create_definitions(client, Manifest.load())
-    await asyncio.to_thread(run_prefect_deploy, server.env)
+        await create_definitions(client, Manifest.load().named(NAME))
+    await asyncio.to_thread(run_prefect_deploy, server.env, "--name", NAME)
 
 
 async def _run_parent(parameters: dict[str, Any], console: Console) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Mapping
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from deployments.manifest import ROOT, Manifest, WorkPool
@@ -34,9 +35,10 @@ async def _create_work_pool(client: PrefectClient, name: str, pool: WorkPool) ->
         await client.read_work_pool(name)
     except ObjectNotFound:
         template = await get_default_base_job_template_for_infrastructure_type(pool.type)
-        await client.create_work_pool(
-            WorkPoolCreate(name=name, type=pool.type, base_job_template=template or {})
-        )
+        with contextlib.suppress(ObjectAlreadyExists):  # a worker was faster
+            await client.create_work_pool(
+                WorkPoolCreate(name=name, type=pool.type, base_job_template=template or {})
+            )
     for queue_name, queue in pool.queues.items():
         try:
             there = await client.read_work_queue_by_name(queue_name, work_pool_name=name)
@@ -47,12 +49,12 @@ async def _create_work_pool(client: PrefectClient, name: str, pool: WorkPool) ->
 
 
 def run_prefect_deploy(env: Mapping[str, str], *arguments: str) -> str:
-    """Run `prefect deploy --all` in that environment, and return what it said.
+    """Run `prefect deploy` with those arguments in that environment, and return what it said.
 
     Raises:
         RuntimeError: It failed; with what it said.
     """
-    command = ["prefect", "--no-prompt", "deploy", "--all", *arguments]
+    command = ["prefect", "--no-prompt", "deploy", *arguments]
     done = subprocess.run(
         [sys.executable, "-m", *command],
         env=dict(env),

@@ -41,7 +41,7 @@ def temporary_server(
     home: Path,
     port: int | None = None,
     *,
-    database: str | None = None,
+    own: Mapping[str, str] | None = None,
     settings: Path | None = ROOT / "prefect.toml",
 ) -> Iterator[TemporaryServer]:
     """Run a Prefect server on 127.0.0.1, by default on a free port, with a database in `home`.
@@ -49,7 +49,7 @@ def temporary_server(
     Args:
         home: A directory for it.
         port: To listen at.
-        database: SQLAlchemy's URL of another database, which must be empty or of a Prefect server.
+        own: Environment variables of the server alone, such as that of another database.
         settings: Prefect's settings for it, and for workers that run in `home`.
 
     Raises:
@@ -62,7 +62,6 @@ def temporary_server(
     api_url = f"http://127.0.0.1:{port}/api"
     env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     env |= {"PREFECT_HOME": str(home), "PREFECT_API_URL": api_url}
-    own = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database} if database else {}
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
 
     def healthy() -> bool:
@@ -70,7 +69,7 @@ def temporary_server(
             return True
         return False
 
-    with run_process(command, env=env | own, log=home / "server.log", ready=healthy):
+    with run_process(command, env=env | dict(own or {}), log=home / "server.log", ready=healthy):
         yield TemporaryServer(home, api_url, env)
 
 

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from deployments import _demo, _parameters
-from deployments._check import check_manifest, check_server
+from deployments import _demo, _parameters, _stack
+from deployments._check import check_manifest, check_server, find_unset_variables
 from deployments._deploy import create_definitions, run_prefect_deploy
 from deployments.manifest import Manifest
 
@@ -31,6 +31,7 @@ app = App(
 )
 progress = Console(stderr=True)
 SERVER_SECONDS = 60
+DEFAULT_NAMES = ("local",)  # they need no Docker
 
 
 @app.command
@@ -76,30 +77,39 @@ def demo(
 
 
 @app.command
-def deploy() -> None:
-    """Bring prefect.yaml to your server: work pools and queues, then `prefect deploy --all`."""
+def deploy(*names: str) -> None:
+    """Bring prefect.yaml to your server: work pools and queues, then `prefect deploy`.
+
+    Args:
+        names: Of the deployments: `local`, which is the default; `docker`; or both.
+    """
     _require_server()
     try:
-        manifest = Manifest.load()
+        if unset := list(find_unset_variables()):
+            raise ValueError("\n".join(unset))
+        manifest = Manifest.load().named(*(names or DEFAULT_NAMES))
         asyncio.run(_create_definitions(manifest))
-        progress.print(run_prefect_deploy(os.environ), markup=False, highlight=False)
+        options = [f"--name={name}" for name in names or DEFAULT_NAMES]
+        progress.print(run_prefect_deploy(os.environ, *options), markup=False, highlight=False)
     except (RuntimeError, ValueError) as error:
         _fail(str(error))
 
 
 @app.command
-def check(*, server: bool = False) -> None:
+def check(*names: str, server: bool = False) -> None:
     """Find what is wrong with prefect.yaml and the flows that it deploys: one line each.
 
     Args:
+        names: Of the deployments to look for on the server: `local`, which is the default;
+            `docker`; or both.
         server: Look at the configured server, too: pools, workers, deployments, and whether
-            results of its workers can be read here.
+            results of its workers can be read.
     """
     if server:
         _require_server()
     findings = list(check_manifest())
     if server and not findings:
-        findings = asyncio.run(_check_server())
+        findings = asyncio.run(_check_server(names or DEFAULT_NAMES))
     for finding in findings:
         progress.print(finding, markup=False, highlight=False, soft_wrap=True)
     if findings:
@@ -107,9 +117,32 @@ def check(*, server: bool = False) -> None:
     progress.print(f"prefect.yaml{', the server' if server else ''} and the flows agree.")
 
 
-async def _check_server() -> list[str]:
+@app.command
+def up() -> None:
+    """Start a server on Postgres and Redis with workers, in containers, and deploy prefect.yaml."""
+    try:
+        _stack.up(progress)
+    except (RuntimeError, ValueError) as error:
+        _fail(str(error))
+
+
+@app.command
+def down(*, volumes: bool = False) -> None:
+    """Stop what `up` started, and the runs in its containers.
+
+    Args:
+        volumes: Forget all data, too: the database and the results.
+    """
+    try:
+        _stack.down(volumes)
+    except RuntimeError as error:
+        _fail(str(error))
+
+
+async def _check_server(names: tuple[str, ...]) -> list[str]:
     async with get_client() as client:
-        return [finding async for finding in check_server(client, Manifest.load())]
+        manifest = Manifest.load().named(*names)
+        return [finding async for finding in check_server(client, manifest)]
 
 
 async def _create_definitions(manifest: Manifest) -> None:

@@ -48,6 +48,7 @@ class Deployment(BaseModel):
     work_pool: WorkPoolOf
     parameters: dict[str, Any] = {}
     tags: list[str] = []
+    build: list[dict[str, Any]] = []
 
     def load_flow(self) -> Flow[..., Any]:
         """Import the flow.
@@ -86,6 +87,26 @@ class Manifest(BaseModel):
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise ValueError(f"{path}: {place}: {first['msg']}") from error
+
+    def named(self, *names: str) -> Manifest:
+        """Return the part that deployments of these names are and need.
+
+        Raises:
+            ValueError: There is none of one of the names.
+        """
+        there = {deployment.name for deployment in self.deployments}
+        if unknown := sorted(set(names) - there):
+            raise ValueError(
+                f"prefect.yaml has no deployment named {', '.join(unknown)}, only "
+                f"{', '.join(sorted(there))}"
+            )
+        chosen = [deployment for deployment in self.deployments if deployment.name in names]
+        used = {deployment.work_pool.name for deployment in chosen}
+        pools = self.definitions.work_pools
+        definitions = self.definitions.model_copy(
+            update={"work_pools": {name: pools[name] for name in pools if name in used}}
+        )
+        return self.model_copy(update={"definitions": definitions, "deployments": chosen})
 
     def load_flow(self, flow_name: str, deployment_name: str) -> Flow[..., Any]:
         """Import the flow of a deployment.

@@ -40,15 +40,15 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tempora
 
 @pytest.fixture(scope="session")
 def deployed(prefect_server: TemporaryServer) -> Manifest:
-    """Deploy prefect.yaml to the session's server, with its work pools and queues."""
-    manifest = Manifest.load()
+    """Deploy what prefect.yaml names `local` to the session's server, with its work pool."""
+    manifest = Manifest.load().named("local")
 
     async def create() -> None:
         async with get_client() as client:
             await create_definitions(client, manifest)
 
     asyncio.run(create())
-    run_prefect_deploy(prefect_server.env)
+    run_prefect_deploy(prefect_server.env, "--name", "local")
     return manifest
 
 

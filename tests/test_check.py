@@ -59,17 +59,19 @@ def test_no_directory_of_anybody_is_in_the_manifest() -> None:
             "flows/flight_delays.py:29: calls delay-report/local, which is not declared",
         ),
         ("work_queue_name: children", "work_queue_name: kids", "its work queue kids is not in"),
-        ("  children: &children\n    name: local", "  children: &children\n    name: moon", "moon"),
+        ("&local_children\n      name: local", "&local_children\n      name: moon", "moon"),
+        ("PREFECT_LOCAL_STORAGE_PATH: /results", "A: B", "results would end with its container"),
+        ("parent-flows-results:/results", "mine:/mine", "results would end with its container"),
         ("work_queue_name: parents", "work_queue_name: children", "that is a deadlock"),
         ("tags: [parent-flows, parent]", "tags: [mine]", "tags: lacks parent, parent-flows"),
         (
-            "    work_pool: *parents",
-            "    work_pool: *parents\n    parameters: {month: 13}",
+            "    work_pool: *local_parents\n  - {",
+            "    work_pool: *local_parents\n    parameters: {month: 13}\n  - {",
             "parameters.month: Input should be less than or equal to 12",
         ),
         (
-            "    work_pool: *parents",
-            "    work_pool: *parents\n    parameters: {moth: 1}",
+            "    work_pool: *local_parents\n  - {",
+            "    work_pool: *local_parents\n    parameters: {moth: 1}\n  - {",
             "parameters.moth: Extra inputs are not permitted",
         ),
     ],
@@ -80,6 +82,26 @@ def test_each_finding_is_one_line_with_its_place(
     found = findings(tmp_path, (old, new))
     assert any(expected in finding for finding in found), found
     assert all(re.match(r"\S*(prefect\.yaml|\.py:\d+): .+$", line) for line in found), found
+
+
+def test_results_in_a_block_need_no_volume(tmp_path: Path) -> None:
+    block = "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results"
+    edits = [
+        ("PREFECT_LOCAL_STORAGE_PATH: /results", block),
+        ("parent-flows-results:/results", "a:/b"),
+    ]
+    assert findings(tmp_path, *edits) == []
+
+
+def test_an_unknown_name_is_refused_with_those_that_are_there() -> None:
+    with pytest.raises(ValueError, match="no deployment named moon, only docker, local"):
+        Manifest.load().named("local", "moon")
+
+
+def test_what_is_deployed_without_docker_needs_no_docker() -> None:
+    local = Manifest.load().named("local")
+    assert {pool.type for pool in local.definitions.work_pools.values()} == {"process"}
+    assert not any(deployment.build for deployment in local.deployments)
 
 
 def test_a_call_with_wrong_parameters_is_found(

@@ -157,7 +157,9 @@ async def test_bad_parameters_create_no_run() -> None:
 
 async def test_check_finds_nothing_wrong_with_this_server() -> None:
     async with get_client() as client:
-        assert [finding async for finding in check_server(client, Manifest.load())] == []
+        assert [
+            finding async for finding in check_server(client, Manifest.load().named("local"))
+        ] == []
 
 
 async def test_check_tells_what_the_server_lacks(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ import pytest
             ["infra_type"],
             "_deploy",
         ),
+        ("prefect.utilities.importtools", "import_object", ["import_path"], "_stack"),
+        ("prefect.utilities.templating", "apply_values", ["template", "values"], "_stack"),
         ("prefect.logging.handlers", "APILogWorker.drain_all", ["timeout"], "testing"),
         ("prefect.events.worker", "EventsWorker.drain_all", ["timeout"], "testing"),
     ],

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -19,34 +18,6 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.removeprefix("$ ") for block in BLOCKS for line in block.splitlines()]
 SECONDS = 180
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what git has, with this environment in its `.venv`."""
-    copy = tmp_path_factory.mktemp("a clone") / "parent flows"
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    for name in files:
-        if (ROOT / name).exists():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, copy / name)
-    (copy / ".venv").symlink_to(ROOT / ".venv")
-    os.utime(copy / "requirements-dev.txt", (0, 0))  # older than the environment: don't remake
-    return copy
-
-
-@pytest.fixture
-def clean_env(tmp_path: Path) -> dict[str, str]:
-    """An environment with a home of its own, and nothing of Prefect's or of an outer make's."""
-    outer = ("PREFECT_", "MAKE", "MFLAGS", "ARGS")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
-    return env | {"HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
 def bash(script: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -74,11 +45,15 @@ def test_every_command_is_known_here() -> None:
         "make deploy",
         "prefect worker start --pool local",
         "prefect deployment run flight-delays/local --param month=2 --watch",
+        # tests/docker
+        "make up",
+        "export PREFECT_API_URL=http://127.0.0.1:4200/api",
+        ".venv/bin/prefect deployment run flight-delays/docker --watch",
     ]
 
 
 def test_the_readme_is_short_and_its_files_exist() -> None:
-    assert len(README.splitlines()) < 120
+    assert len(README.splitlines()) < 150
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
 
@@ -183,7 +158,7 @@ def test_an_own_server_a_worker_elsewhere_and_a_run(
     try:
         done = bash("\n".join([activate, server, export, deploy]), checkout, env)
         assert done.returncode == 0, done.stdout + done.stderr
-        for again in (deploy, "prefect deploy --all"):
+        for again in (deploy, "prefect deploy --name local"):
             done = bash("\n".join([activate, export, again]), checkout, env)
             assert done.returncode == 0, done.stdout + done.stderr
         with (tmp_path / "worker.log").open("wb") as log:

@@ -7,7 +7,12 @@ from typing import TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+)
 from prefect.client.schemas.objects import FlowRun
 
 T = TypeVar("T")
@@ -42,3 +47,43 @@ async def read_graph(client: PrefectClient, parent: FlowRun) -> dict[UUID, set[U
         UUID(node_id): {UUID(arrow["id"]) for arrow in node["parents"]}
         for node_id, node in response.json()["nodes"]
     }
+
+
+async def ended(client: PrefectClient, parent: FlowRun, seconds: float = 120) -> FlowRun:
+    """Return a parent once it is final, and so are its children."""
+
+    async def final() -> FlowRun | None:
+        run = await client.read_flow_run(parent.id)
+        runs = [run, *await children_of(client, parent)]
+        return run if all(each.state and each.state.is_final() for each in runs) else None
+
+    return await wait_for(final, f"{parent.name} and its children are final", seconds)
+
+
+async def in_states(client: PrefectClient, parent: FlowRun, *expected: str) -> list[FlowRun]:
+    """Return a parent's children once the types of their states are as expected, in any order.
+
+    The type, since Prefect renames a Scheduled run to Late after some seconds.
+    """
+
+    async def as_expected() -> list[FlowRun] | None:
+        runs = await children_of(client, parent)
+        types = sorted(run.state_type.value.title() for run in runs if run.state_type)
+        return runs if types == sorted(expected) else None
+
+    return await wait_for(as_expected, f"the children are {', '.join(expected)}")
+
+
+async def outcome(client: PrefectClient, parent: FlowRun) -> list[tuple[str, str | None]]:
+    return sorted((run.name, run.state_name) for run in await children_of(client, parent))
+
+
+async def assert_truthful(client: PrefectClient, parent: FlowRun) -> None:
+    """Each child is in the run graph once, and no task run is left behind."""
+    children = {run.id for run in await children_of(client, parent)}
+    assert set(await read_graph(client, parent)) == children
+    task_runs = await client.read_task_runs(
+        task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[parent.id]))
+    )
+    assert len(task_runs) == len(children)
+    assert all(run.state and run.state.is_final() for run in task_runs)

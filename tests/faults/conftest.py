@@ -29,7 +29,7 @@ def faults(prefect_server: TemporaryServer, worker: subprocess.Popen[bytes]) -> 
 async def deploy_faults(server: TemporaryServer) -> None:
     async with get_client() as client:
         await create_definitions(client, Manifest.load(ROOT / FAULTS))
-    await asyncio.to_thread(run_prefect_deploy, server.env, "--prefect-file", str(FAULTS))
+    await asyncio.to_thread(run_prefect_deploy, server.env, "--all", "--prefect-file", str(FAULTS))
 
 
 @pytest.fixture

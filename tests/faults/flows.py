@@ -11,7 +11,8 @@ from prefect import flow, suspend_flow_run
 
 from deployments import ChildError, child, parent_flow, raise_failures
 
-What = Literal["return", "raise", "kill", "hold", "function", "text"]
+OPTIONS = {"deployment", "job_variables"}
+What = Literal["return", "raise", "kill", "hold", "hog", "function", "text"]
 
 
 @flow(flow_run_name="{name}")
@@ -25,6 +26,8 @@ def step(name: str, do: What = "return", unless: str | None = None) -> int:
         if unless:
             Path(unless).touch()
         raise ValueError(f"{name} broke")
+    if do == "hog":
+        return len(b"x" * 2**32)
     if do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     odd: Any = {"function": lambda: None, "text": "a text"}
@@ -40,7 +43,10 @@ async def slow() -> None:
 @parent_flow(flow_run_name="family")
 async def family(steps: list[dict[str, Any]], then: Literal["return", "raise"] = "return") -> Any:
     """Gather steps; or raise while they run."""
-    calls = [child(step, deployment=each.pop("deployment", None))(**each) for each in steps]
+    calls = [
+        child(step, **{option: each.pop(option) for option in OPTIONS & set(each)})(**each)
+        for each in steps
+    ]
     if then == "raise":
         waiting = [asyncio.ensure_future(call) for call in calls]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

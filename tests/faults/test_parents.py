@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from prefect import get_client
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.schemas.automations import EventTrigger
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
@@ -23,49 +22,9 @@ from deployments._processes import temporary_server, temporary_worker
 from deployments.manifest import Manifest
 from tests.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
 from tests.faults.flows import step
-from tests.waiting import children_of, read_graph, wait_for
+from tests.waiting import assert_truthful, children_of, ended, in_states, outcome, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
-
-
-async def ended(client: PrefectClient, parent: FlowRun, seconds: float = 120) -> FlowRun:
-    """Return a parent once it is final, and so are its children."""
-
-    async def final() -> FlowRun | None:
-        run = await client.read_flow_run(parent.id)
-        runs = [run, *await children_of(client, parent)]
-        return run if all(each.state and each.state.is_final() for each in runs) else None
-
-    return await wait_for(final, f"{parent.name} and its children are final", seconds)
-
-
-async def in_states(client: PrefectClient, parent: FlowRun, *expected: str) -> list[FlowRun]:
-    """Return a parent's children once the types of their states are as expected, in any order.
-
-    The type, since Prefect renames a Scheduled run to Late after some seconds.
-    """
-
-    async def as_expected() -> list[FlowRun] | None:
-        runs = await children_of(client, parent)
-        types = sorted(run.state_type.value.title() for run in runs if run.state_type)
-        return runs if types == sorted(expected) else None
-
-    return await wait_for(as_expected, f"the children are {', '.join(expected)}")
-
-
-async def outcome(client: PrefectClient, parent: FlowRun) -> list[tuple[str, str | None]]:
-    return sorted((run.name, run.state_name) for run in await children_of(client, parent))
-
-
-async def assert_truthful(client: PrefectClient, parent: FlowRun) -> None:
-    """Each child is in the run graph once, and no task run is left behind."""
-    children = {run.id for run in await children_of(client, parent)}
-    assert set(await read_graph(client, parent)) == children
-    task_runs = await client.read_task_runs(
-        task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[parent.id]))
-    )
-    assert len(task_runs) == len(children)
-    assert all(run.state and run.state.is_final() for run in task_runs)
 
 
 async def test_parent_raises_midway(client: PrefectClient) -> None:
@@ -211,12 +170,12 @@ async def test_parents_worker_is_killed_or_stopped(tmp_path: Path) -> None:
         temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: tmp_path}),
     ):
         async with get_client() as client:
-            manifest = Manifest.load()
+            manifest = Manifest.load().named("local")
             trigger = manifest.definitions.automations[0].trigger
             assert isinstance(trigger, EventTrigger)
             trigger.within = timedelta(seconds=50)  # heartbeats come every 30 s
             await create_definitions(client, manifest)
-            await asyncio.to_thread(run_prefect_deploy, server.env)
+            await asyncio.to_thread(run_prefect_deploy, server.env, "--name", "local")
             await deploy_faults(server)
             for send, how in ((os.killpg, signal.SIGKILL), (os.kill, signal.SIGTERM)):
                 with temporary_worker(server, "local") as worker:
