@@ -82,9 +82,11 @@ def build_image() -> str:
 
 def _compose(*arguments: str, image: str = "none") -> None:
     """Run Docker Compose, version 2 or 1."""
-    plugin = ["docker", "compose"]
-    has_plugin = subprocess.run([*plugin, "version"], capture_output=True, check=False)
-    command = plugin if has_plugin.returncode == 0 else ["docker-compose"]
+    command = ["docker", "compose"]
+    try:
+        subprocess.run([*command, "version"], capture_output=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        command = ["docker-compose"]
     group = str(SOCKET.stat().st_gid) if SOCKET.exists() else "0"
     env = {"DOCKER_GID": group} | os.environ | {"IMAGE": image}
     _run([*command, "-p", "parent-flows", "-f", str(COMPOSE_FILE), *arguments], env)

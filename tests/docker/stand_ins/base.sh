@@ -6,7 +6,7 @@ set -euo pipefail
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv \
-    bookworm "$root" http://deb.debian.org/debian >&2
+    bookworm "$root" >&2
 # The machine may trust more certificates than Debian does: those of its proxy.
 cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
 rm -rf "$root"/var/cache/apt/archives/*.deb
