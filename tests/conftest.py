@@ -41,6 +41,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def clean_env(tmp_path: Path) -> dict[str, str]:
     """An environment with a home of its own, and nothing of Prefect's or of an outer make's."""
+    return inner_env() | {"HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
+def inner_env() -> dict[str, str]:
+    """This environment without what Prefect or an outer make put there."""
     outer = ("PREFECT_", "MAKE", "MFLAGS", "ARGS")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
-    return env | {"HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    return {name: value for name, value in os.environ.items() if not name.startswith(outer)}

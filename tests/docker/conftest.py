@@ -1,4 +1,3 @@
-import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -10,6 +9,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from deployments._stack import API_URL
 from deployments.manifest import ROOT
+from tests.conftest import inner_env
 from tests.docker.engine import docker, find_images, running_engine
 
 SECRET = "a-secret-of-this-machine"  # noqa: S105
@@ -60,10 +60,8 @@ class Stack:
 
     def __init__(self, clone: Path, home: Path, images: dict[str, str]) -> None:
         self._clone = clone
-        outer = ("PREFECT_", "MAKE", "MFLAGS", "ARGS")
-        env = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
         # What only a worker's own machine knows must not get into containers.
-        self._env = env | images | {"HOME": str(home), "PREFECT_HOME": str(home)}
+        self._env = inner_env() | images | {"HOME": str(home), "PREFECT_HOME": str(home)}
 
     def make(self, *arguments: str, **env: str) -> str:
         done = subprocess.run(
