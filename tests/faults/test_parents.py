@@ -27,9 +27,17 @@ from tests.waiting import assert_truthful, children_of, ended, in_states, outcom
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
-async def test_parent_raises_midway(client: PrefectClient) -> None:
-    steps = [{"name": "quick"}, {"name": "long", "do": "hold"}]
-    parent = await ended(client, await start("family", steps=steps, then="raise"))
+async def test_parent_raises_midway(client: PrefectClient, tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    steps = [
+        {"name": "quick", "do": "hold", "unless": str(go_on)},
+        {"name": "long", "do": "hold"},
+    ]
+    parent = await start("family", steps=steps, then="raise")
+    # Prefect calls a run that is cancelled while its process starts Crashed: let it run first.
+    await in_states(client, parent, "Running", "Running")
+    go_on.touch()
+    parent = await ended(client, parent)
     assert parent.state is not None
     assert "the parent broke" in str(parent.state.message)
     assert await outcome(client, parent) == [("long", "Cancelled"), ("quick", "Completed")]
