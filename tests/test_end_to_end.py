@@ -19,7 +19,7 @@ from prefect.deployments import arun_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 
 from deployments._check import check_server
-from deployments.manifest import ROOT, Manifest
+from deployments.manifest import ROOT, Manifest, WorkPool
 from flows.delay_report import DelayReport
 from tests.waiting import children_of, read_graph, wait_for
 
@@ -164,18 +164,17 @@ async def test_check_finds_nothing_wrong_with_this_server() -> None:
 
 async def test_check_tells_what_the_server_lacks(tmp_path: Path) -> None:
     text = (ROOT / "prefect.yaml").read_text()
-    pools = "    local:\n      type: process\n"
-    assert pools in text
-    more = pools.replace("local", "other").replace("process", "docker") + "      queues: {}\n"
+    assert "parents: {}" in text
     (tmp_path / "prefect.yaml").write_text(
-        text.replace(pools, more + pools).replace("parents: {}", "parents: {}\n        vip: {}")
+        text.replace("parents: {}", "parents: {}\n        vip: {}")
     )
-    manifest = Manifest.load(tmp_path / "prefect.yaml")
+    manifest = Manifest.load(tmp_path / "prefect.yaml").named("local")
+    manifest.definitions.work_pools["other"] = WorkPool(type="docker", queues={})
     manifest.deployments[0].name = "elsewhere"
     async with get_client() as client:
         findings = [finding async for finding in check_server(client, manifest)]
         assert findings == [
-            "work pool other does not exist: `python -m deployments deploy`",
             "work queue local/vip does not exist: `python -m deployments deploy`",
-            "flight-delays/elsewhere is not deployed: `python -m deployments deploy`",
+            "work pool other does not exist: `python -m deployments deploy`",
+            "flight-delays/elsewhere is not deployed: `python -m deployments deploy elsewhere`",
         ]
