@@ -87,9 +87,9 @@ def deploy(*names: str) -> None:
     try:
         if unset := list(find_unset_variables()):
             raise ValueError("\n".join(unset))
-        manifest = Manifest.load().named(*(names or DEFAULT_NAMES))
-        asyncio.run(_create_definitions(manifest))
-        options = [f"--name={name}" for name in names or DEFAULT_NAMES]
+        names = names or DEFAULT_NAMES
+        asyncio.run(_create_definitions(Manifest.load().named(*names)))
+        options = [f"--name={name}" for name in names]
         progress.print(run_prefect_deploy(os.environ, *options), markup=False, highlight=False)
     except (RuntimeError, ValueError) as error:
         _fail(str(error))
