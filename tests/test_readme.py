@@ -1,12 +1,13 @@
 """The README's commands, run as they stand there, in a copy at a path with a space."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,8 @@ def test_every_command_is_known_here() -> None:
         ".venv/bin/pip install --require-hashes -r requirements-dev.txt",
         ".venv/bin/python -m deployments demo --month 2",
         "source .venv/bin/activate",
-        "prefect server start --background",
+        "prefect server start",
+        "source .venv/bin/activate",
         "export PREFECT_API_URL=http://127.0.0.1:4200/api",
         "make deploy",
         "prefect worker start --pool local",
@@ -142,41 +144,48 @@ def test_an_interrupted_demo_leaves_nothing_running(
     assert list(tmp_path.glob("prefect-demo-*")) == []
 
 
+@contextlib.contextmanager
+def terminal(script: str, cwd: Path, env: dict[str, str], log: Path) -> Iterator[None]:
+    """A command that stays in its terminal until its group is told to end."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=cwd,
+            env=env,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
 def test_an_own_server_a_worker_elsewhere_and_a_run(
     checkout: Path, clean_env: dict[str, str], tmp_path: Path
 ) -> None:
     port = str(free_port())
     start = COMMANDS.index("source .venv/bin/activate")
-    activate, server, export, deploy, worker, run = (
-        command.replace("4200", port) for command in COMMANDS[start : start + 6]
+    activate, server, again, export, deploy, worker, run = (
+        command.replace("4200", port) for command in COMMANDS[start : start + 7]
     )
+    assert again == activate
     activate = f"source '{checkout}/.venv/bin/activate'"
-    env = clean_env | {"PREFECT_SERVER_API_PORT": port, "PREFECT_HOME": str(tmp_path / "server")}
+    env = clean_env | {"PREFECT_SERVER_API_PORT": port}
+    server_env = env | {"PREFECT_HOME": str(tmp_path / "server")}
+    server_log, worker_log = tmp_path / "server.log", tmp_path / "worker.log"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     worker_env = env | {"PREFECT_HOME": str(elsewhere / "home")}
-    try:
-        done = bash("\n".join([activate, server, export, deploy]), checkout, env)
-        assert done.returncode == 0, done.stdout + done.stderr
-        for again in (deploy, "prefect deploy --name local"):
-            done = bash("\n".join([activate, export, again]), checkout, env)
+    with terminal(f"{activate}; exec {server}", checkout, server_env, server_log):
+        wait_until(lambda: "dashboard" in server_log.read_text(), "the server says where its UI is")
+        for command in (deploy, deploy, "prefect deploy --name local"):
+            done = bash("\n".join([activate, export, command]), checkout, env)
             assert done.returncode == 0, done.stdout + done.stderr
-        with (tmp_path / "worker.log").open("wb") as log:
-            process = subprocess.Popen(
-                ["bash", "-c", f"{activate}; {export}; exec {worker}"],
-                cwd=elsewhere,
-                env=worker_env,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        try:
+        with terminal(f"{activate}; {export}; exec {worker}", elsewhere, worker_env, worker_log):
             done = bash("\n".join([activate, export, run]), elsewhere, env)
-            log_text = (tmp_path / "worker.log").read_text()
-            assert done.returncode == 0, done.stdout + done.stderr + log_text
+            logs = worker_log.read_text() + server_log.read_text()
+            assert done.returncode == 0, done.stdout + done.stderr + logs
             assert "Completed" in done.stdout + done.stderr
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
-    finally:
-        bash(f"{activate}; prefect server stop", checkout, env)
