@@ -17,15 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import prefect
 from cyclopts import App
-from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.deployments import arun_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
@@ -35,6 +34,7 @@ from benchmarks.report import Figures, Measured, plot, tabulate
 from deployments._deploy import create_definitions, run_prefect_deploy
 from deployments._orphans import cancel_run
 from deployments._processes import (
+    DATABASE_URL,
     TemporaryServer,
     run_process,
     temporary_server,
@@ -76,11 +76,11 @@ class Bench:
         """Create children that don't start: how long that takes, and how many are lost."""
         return self._measure(side, "create", "nobody", children, limit)
 
-    def idle(self, side: str, children: int) -> Measured:
+    def idle(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
         """Wait for children that don't start: how many requests that takes."""
-        return self._measure(side, "idle", "nobody", children)
+        return self._measure(side, "idle", "nobody", children, limit)
 
-    def wait(self, side: str, children: int) -> Measured:
+    def wait(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
         """Run a parent whose children are completed by a simulated worker."""
         log = self.server.home / "simulated-worker.log"
         with run_process(
@@ -89,22 +89,22 @@ class Bench:
             log=log,
             ready=lambda: "ready" in log.read_text(),
         ):
-            return self._measure(side, "wait", "simulated", children, WAIT_LIMIT_SECONDS)
+            return self._measure(side, "wait", "simulated", children, limit)
 
-    def real(self, side: str) -> Measured:
+    def real(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
         """Run a parent whose children run in processes of their own."""
         before = _cpu_seconds()
         with temporary_worker(self.server, side):
-            figures = self._measure(side, "wait", side, REAL)
+            figures = self._measure(side, "wait", side, children, limit)
         return figures | {"cpu_seconds": _cpu_seconds() - before}
 
-    def cancel(self, side: str) -> Measured:
+    def cancel(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
         """Cancel a parent: how long its children outlive it."""
         with temporary_worker(self.server, side):
-            return asyncio.run(_cancel(f"{side}-sleepers/{side}"))
+            return asyncio.run(_cancel(f"{side}-sleepers/{side}", children, limit))
 
     def _measure(
-        self, side: str, way: str, deployment: str, children: int, limit: float = LIMIT_SECONDS
+        self, side: str, way: str, deployment: str, children: int, limit: float
     ) -> Measured:
         """Run one parent, and return what it took; or the limit, if it passed that."""
         command = [sys.executable, "-m", "benchmarks.parent", side, way, deployment, str(children)]
@@ -142,29 +142,26 @@ async def _create_pools() -> None:
         await create_definitions(client, Manifest.load(PREFECT_FILE))
 
 
-async def _cancel(name: str) -> Measured:
-    parameters = {"count": CANCELLED, "seconds": 3600}
+async def _cancel(name: str, children: int, limit: float) -> Measured:
+    parameters = {"count": children, "seconds": 3600}
+
+    async def wait_for(parent: FlowRun, is_done: Callable[[FlowRun], bool]) -> int:
+        """Wait until all children are so, and return how many are not after the limit."""
+        deadline = time.monotonic() + limit
+        while True:
+            left = children - sum(map(is_done, await read_children(client, parent.id)))
+            if not left or time.monotonic() > deadline:
+                return left
+            await asyncio.sleep(0.5)
+
     async with get_client() as client:
         parent = await arun_deployment(name, parameters=parameters, timeout=0, as_subflow=False)
-        await _wait_for(client, parent, lambda run: run.state_type == StateType.RUNNING)
+        await wait_for(parent, lambda run: run.state_type == StateType.RUNNING)
         start = time.perf_counter()
         await cancel_run(client, parent.id)
-        alive = await _wait_for(
-            client, parent, lambda run: run.state is not None and run.state.is_final()
-        )
+        alive = await wait_for(parent, lambda run: run.state_type in TERMINAL_STATES)
         seconds = time.perf_counter() - start
-    return {"over": LIMIT_SECONDS, "alive": alive} if alive else {"seconds": seconds}
-
-
-async def _wait_for(client: PrefectClient, parent: FlowRun, is_done: Any) -> int:
-    """Wait until all children are so, and return how many are not after the limit."""
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while True:
-        runs = await read_children(client, parent.id)
-        left = CANCELLED - sum(1 for run in runs if is_done(run))
-        if not left or time.monotonic() > deadline:
-            return left
-        await asyncio.sleep(0.5)
+    return {"over": limit, "alive": alive} if alive else {"seconds": seconds}
 
 
 @app.default
@@ -172,7 +169,7 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
     """Measure, print a table, and write the figures and a plot beside this file.
 
     Args:
-        full: Up to 1000 children, and cancellation: this takes long.
+        full: Up to 1000 children instead of 20, and cancellation: this takes most of an hour.
         database: SQLAlchemy's URL of a Postgres database, instead of Prefect's embedded SQLite:
             postgresql+asyncpg://USER@HOST:PORT/NAME. It loses what is in it.
         redis: Host of a Redis for the server's messages, as in docker/compose.yaml, instead of its
@@ -181,36 +178,36 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
     figures: Figures = {}
     own = _server_env(database, redis)
 
-    def note(what: str, side: str, children: int, measured: Measured) -> None:
-        figures.setdefault(what, {}).setdefault(side, {})[children] = measured
+    def measure(
+        way: Callable[[Bench, str, int, float], Measured],
+        side: str,
+        children: int,
+        limit: float = LIMIT_SECONDS,
+    ) -> Measured:
+        # A clean server each time: one is busy for long after it lost or cancelled hundreds.
+        with _bench(own, SETTINGS if side == "ours" else None) as bench:
+            measured = way(bench, side, children, limit)
         lost = measured.pop("failures", [])
         measured["lost"] = len(lost)
         if lost:
             measured["first_error"] = lost[0]
-        console.print(f"{side}: {what}, {children} children: {measured}", highlight=False)
+        console.print(f"{side}: {way.__name__}, {children} children: {measured}", highlight=False)
+        figures.setdefault(way.__name__, {}).setdefault(side, {})[children] = measured
+        return measured
 
-    counts = [20, 100, 500] if full else [20, 100]
-    with _bench(own, SETTINGS) as bench:
-        for children in counts:
-            note("create", "ours", children, bench.create("ours", children))
-        for children in [20, 500] if full else [20]:
-            note("idle", "ours", children, bench.idle("ours", children))
-        for children in [20, 100, 1000] if full else [20]:
-            note("wait", "ours", children, bench.wait("ours", children))
-        note("real", "ours", REAL, bench.real("ours"))
+    for children in [20, 100, 500] if full else [20]:
+        seconds = measure(Bench.create, "ours", children).get("seconds", LIMIT_SECONDS)
+        measure(Bench.create, "plain", children, min(TIMES * seconds, LIMIT_SECONDS))
+    for side in ("ours", "plain"):
+        measure(Bench.idle, side, 20)
+        measure(Bench.wait, side, 20)
+        measure(Bench.real, side, REAL)
         if full:
-            note("cancel", "ours", CANCELLED, bench.cancel("ours"))
-    with _bench(own, None) as bench:
-        note("idle", "plain", 20, bench.idle("plain", 20))
-        note("wait", "plain", 20, bench.wait("plain", 20))
-        note("real", "plain", REAL, bench.real("plain"))
-        if full:
-            note("cancel", "plain", CANCELLED, bench.cancel("plain"))
-    for children in counts:
-        ours = figures["create"]["ours"][children].get("seconds", LIMIT_SECONDS)
-        limit = min(TIMES * ours, LIMIT_SECONDS)
-        with _bench(own, None) as bench:  # one each: a server is busy for long afterwards
-            note("create", "plain", children, bench.create("plain", children, limit))
+            measure(Bench.cancel, side, CANCELLED)
+    if full:
+        measure(Bench.idle, "ours", 500)
+        measure(Bench.wait, "ours", 100)
+        measure(Bench.wait, "ours", 1000, WAIT_LIMIT_SECONDS)
     name = "-".join(["postgres" if database else "sqlite", *(["redis"] if redis else [])])
     about = {
         "date": str(datetime.now(UTC).date()),
@@ -225,7 +222,7 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
 
 
 def _server_env(database: str | None, redis: str | None) -> dict[str, str]:
-    env = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database} if database else {}
+    env = {DATABASE_URL: database} if database else {}
     if redis:
         env |= {
             "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
@@ -241,7 +238,7 @@ def _server_env(database: str | None, redis: str | None) -> dict[str, str]:
 @contextlib.contextmanager
 def _bench(own: dict[str, str], settings: Path | None) -> Iterator[Bench]:
     """Run a clean server to measure on, with our settings or with Prefect's own."""
-    if "PREFECT_SERVER_DATABASE_CONNECTION_URL" in own:
+    if DATABASE_URL in own:
         command = ["prefect", "server", "database", "reset", "--yes"]
         env = os.environ | own
         subprocess.run([sys.executable, "-m", *command], env=env, check=True, capture_output=True)

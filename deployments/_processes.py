@@ -9,14 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import prefect
+
 from deployments.manifest import ROOT
 
+DATABASE_URL = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 START_SECONDS = 120
 STOP_SECONDS = 15
 
@@ -58,10 +62,12 @@ def temporary_server(
     home = home.resolve()
     if settings:
         shutil.copy(settings, home / "prefect.toml")
+    own = dict(own or {})
+    if DATABASE_URL not in own:
+        _make_database(home)
     port = port or free_port()
     api_url = f"http://127.0.0.1:{port}/api"
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    env |= {"PREFECT_HOME": str(home), "PREFECT_API_URL": api_url}
+    env = _env(home) | {"PREFECT_API_URL": api_url}
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
 
     def healthy() -> bool:
@@ -69,8 +75,30 @@ def temporary_server(
             return True
         return False
 
-    with run_process(command, env=env | dict(own or {}), log=home / "server.log", ready=healthy):
+    with run_process(command, env=env | own, log=home / "server.log", ready=healthy):
         yield TemporaryServer(home, api_url, env)
+
+
+def _env(home: Path) -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return env | {"PREFECT_HOME": str(home)}
+
+
+def _make_database(home: Path) -> None:
+    """Give a new server its empty database: a copy, since Prefect's migrations take 15 s.
+
+    Where that can't be had, the server makes its own, or says why it can't.
+    """
+    made = Path(sys.prefix) / f"prefect-{prefect.__version__}.db"
+    if not made.exists() and os.access(made.parent, os.W_OK):
+        command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+        with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
+            env = _env(Path(scratch))
+            done = subprocess.run(command, env=env, cwd=scratch, check=False, capture_output=True)
+            if done.returncode == 0:
+                (Path(scratch) / "prefect.db").replace(made)
+    if made.exists() and not (home / "prefect.db").exists():
+        shutil.copy(made, home / "prefect.db")
 
 
 def free_port() -> int:
