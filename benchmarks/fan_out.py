@@ -52,6 +52,9 @@ WAIT_LIMIT_SECONDS = 900.0
 REAL = 8
 CANCELLED = 20
 
+# A method of Bench: by the side, the number of children and the limit in seconds.
+Way = Callable[[str, int, float], Measured]
+
 app = App(help=__doc__)
 console = Console()
 
@@ -169,7 +172,7 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
     """Measure, print a table, and write the figures and a plot beside this file.
 
     Args:
-        full: Up to 1000 children instead of 20, and cancellation: this takes most of an hour.
+        full: Up to 1000 children, not 20, and cancellation: this takes most of an hour.
         database: SQLAlchemy's URL of a Postgres database, instead of Prefect's embedded SQLite:
             postgresql+asyncpg://USER@HOST:PORT/NAME. It loses what is in it.
         redis: Host of a Redis for the server's messages, as in docker/compose.yaml, instead of its
@@ -178,15 +181,11 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
     figures: Figures = {}
     own = _server_env(database, redis)
 
-    def measure(
-        way: Callable[[Bench, str, int, float], Measured],
-        side: str,
-        children: int,
-        limit: float = LIMIT_SECONDS,
-    ) -> Measured:
-        # A clean server each time: one is busy for long after it lost or cancelled hundreds.
-        with _bench(own, SETTINGS if side == "ours" else None) as bench:
-            measured = way(bench, side, children, limit)
+    def clean_bench(side: str) -> contextlib.AbstractContextManager[Bench]:
+        return _bench(own, SETTINGS if side == "ours" else None)
+
+    def measure(way: Way, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
+        measured = way(side, children, limit)
         lost = measured.pop("failures", [])
         measured["lost"] = len(lost)
         if lost:
@@ -195,19 +194,26 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
         figures.setdefault(way.__name__, {}).setdefault(side, {})[children] = measured
         return measured
 
+    # A server each for hundreds: it is busy for long after it lost or cancelled them.
     for children in [20, 100, 500] if full else [20]:
-        seconds = measure(Bench.create, "ours", children).get("seconds", LIMIT_SECONDS)
-        measure(Bench.create, "plain", children, min(TIMES * seconds, LIMIT_SECONDS))
+        with clean_bench("ours") as bench:
+            seconds = measure(bench.create, "ours", children).get("seconds", LIMIT_SECONDS)
+        with clean_bench("plain") as bench:
+            measure(bench.create, "plain", children, min(TIMES * seconds, LIMIT_SECONDS))
     for side in ("ours", "plain"):
-        measure(Bench.idle, side, 20)
-        measure(Bench.wait, side, 20)
-        measure(Bench.real, side, REAL)
-        if full:
-            measure(Bench.cancel, side, CANCELLED)
+        with clean_bench(side) as bench:
+            few = 20 if full else 10
+            measure(bench.wait, side, few)
+            measure(bench.idle, side, few)
+            measure(bench.real, side, REAL)
+            if full:
+                measure(bench.cancel, side, CANCELLED)
     if full:
-        measure(Bench.idle, "ours", 500)
-        measure(Bench.wait, "ours", 100)
-        measure(Bench.wait, "ours", 1000, WAIT_LIMIT_SECONDS)
+        with clean_bench("ours") as bench:
+            measure(bench.idle, "ours", 500)
+        for children, limit in ((100, LIMIT_SECONDS), (1000, WAIT_LIMIT_SECONDS)):
+            with clean_bench("ours") as bench:
+                measure(bench.wait, "ours", children, limit)
     name = "-".join(["postgres" if database else "sqlite", *(["redis"] if redis else [])])
     about = {
         "date": str(datetime.now(UTC).date()),
