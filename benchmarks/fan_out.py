@@ -186,10 +186,11 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
 
     def measure(way: Way, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
         measured = way(side, children, limit)
-        lost = measured.pop("failures", [])
-        measured["lost"] = len(lost)
-        if lost:
-            measured["first_error"] = lost[0]
+        if "failures" in measured:
+            lost = measured.pop("failures")
+            measured["lost"] = len(lost)
+            if lost:
+                measured["first_error"] = lost[0]
         console.print(f"{side}: {way.__name__}, {children} children: {measured}", highlight=False)
         figures.setdefault(way.__name__, {}).setdefault(side, {})[children] = measured
         return measured
