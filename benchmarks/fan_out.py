@@ -184,7 +184,7 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
     def clean_bench(side: str) -> contextlib.AbstractContextManager[Bench]:
         return _bench(own, SETTINGS if side == "ours" else None)
 
-    def measure(way: Way, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
+    def measure(way: Way, side: str, children: int, limit: float = LIMIT_SECONDS) -> None:
         measured = way(side, children, limit)
         if "failures" in measured:
             lost = measured.pop("failures")
@@ -193,7 +193,6 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
                 measured["first_error"] = lost[0]
         console.print(f"{side}: {way.__name__}, {children} children: {measured}", highlight=False)
         figures.setdefault(way.__name__, {}).setdefault(side, {})[children] = measured
-        return measured
 
     def create(bench: Bench, side: str, children: int) -> None:
         ours = figures.get("create", {}).get("ours", {}).get(children, {})

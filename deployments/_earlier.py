@@ -10,14 +10,11 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlo
 from prefect.client.schemas.sorting import FlowRunSort
 
 from deployments._orphans import ALIVE
-from deployments._patience import persist
+from deployments._patience import PAGE, persist
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
-
-# The server's cap on the results of one read (PREFECT_API_DEFAULT_LIMIT).
-PAGE = 200
 
 
 class EarlierRuns:

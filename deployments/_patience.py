@@ -18,6 +18,8 @@ from deployments._errors import ChildError
 
 T = TypeVar("T")
 
+# The server's cap on the results of one read (PREFECT_API_DEFAULT_LIMIT).
+PAGE = 200
 # From the first pause, doubled each time, to the longest one.
 PAUSE_SECONDS = 0.05
 PAUSE_MAX_SECONDS = 2.0

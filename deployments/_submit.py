@@ -44,8 +44,6 @@ CLOSE_SECONDS = 60.0
 BATCH = 20
 # Seconds until it is tried again where nothing came of it.
 BULK_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
-# The server's cap on the results of one read (PREFECT_API_DEFAULT_LIMIT).
-PAGE = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +301,7 @@ class Submitter:
                 break  # the server does not know it, or refuses all of them for one
             runs = await persist(
                 lambda: self._client.read_flow_runs(
-                    flow_run_filter=FlowRunFilter(idempotency_key=keys), limit=PAGE
+                    flow_run_filter=FlowRunFilter(idempotency_key=keys)
                 ),
                 self._give_up_after,
             )

@@ -21,7 +21,7 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 from prefect.events.schemas.events import Event, ResourceSpecification
 
 from deployments._errors import ChildError
-from deployments._patience import unreachable
+from deployments._patience import PAGE, unreachable
 from deployments._unstarted import explain_unstarted
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 READ_SECONDS = 5.0
 # The events of a burst share one request.
 BURST_SECONDS = 0.05
-# The server's cap on the results of one read (PREFECT_API_DEFAULT_LIMIT).
-PAGE = 200
 # So many ids one request asks about: SQLite and Postgres take some 32,000 parameters.
 MANY = 5_000
 # When the parent first says why children have not started, and how rarely it says so later.
