@@ -35,17 +35,17 @@ up: .venv/installed
 down: .venv/installed
 	@$(BIN)/python -m deployments down $(ARGS)
 
-# Extras stay in the lock: pip 23 looks for `sqlalchemy[asyncio]` without the pin of `sqlalchemy`.
 lock: .venv/installed
-	$(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-strip-extras pyproject.toml -o requirements.txt
-	$(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-strip-extras --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
 
+# The lock is a constraint, too: pip before 23.3 looks for `sqlalchemy[asyncio]` without its pin.
 .venv/installed: requirements-dev.txt
 	@echo "Making the environment in .venv ..." >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, e.g. make PYTHON=python3.12")'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt >&2
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -c requirements-dev.txt -r requirements-dev.txt >&2
 	@touch $@

@@ -38,7 +38,7 @@ def test_every_command_is_known_here() -> None:
     assert COMMANDS == [
         "make demo",
         "python3 -m venv .venv",
-        ".venv/bin/pip install --require-hashes -r requirements-dev.txt",
+        ".venv/bin/pip install --require-hashes -c requirements-dev.txt -r requirements-dev.txt",
         ".venv/bin/python -m deployments demo --month 2",
         "source .venv/bin/activate",
         "prefect server start",
