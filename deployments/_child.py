@@ -8,13 +8,13 @@ from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from deployments._errors import ChildResultUnavailable
 from deployments._orphans import LEAVE_RUNNING
 from deployments._parameters import bind, check_json, to_json, type_hints, validate, with_defaults
 from deployments._parent import ParentRun
+from deployments._results import Returns
 from deployments._run import ChildRun
 from deployments._submit import Call
 
@@ -121,7 +121,7 @@ class Child(Generic[P, R]):
         self._flow_name = flow_name
         self._deployment_name = deployment_name
         self._flow = flow
-        self._returns: TypeAdapter[R] = _adapter(returns)
+        self._returns = Returns[R](returns)
         self._timeout = timeout
         self._options = options
 
@@ -207,10 +207,3 @@ class Child(Generic[P, R]):
         final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
         final.set_result(flow_run)
         return ChildRun(parent, self._flow_name, flow_run, final, self._returns, self._timeout)
-
-
-def _adapter(returns: Any) -> TypeAdapter[Any]:
-    try:
-        return TypeAdapter(returns)
-    except PydanticSchemaGenerationError:  # a class that pydantic does not know
-        return TypeAdapter(returns, config=ConfigDict(arbitrary_types_allowed=True))

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+import asyncio
+import contextlib
+import inspect
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin
 
 from prefect.client.schemas.objects import StateType, TaskRunResult
-from prefect.exceptions import MissingResult
+from prefect.filesystems import LocalFileSystem
+from prefect.results import (
+    aget_default_result_storage,
+    aresolve_result_storage,
+)
+from prefect.serializers import (
+    CompressedSerializer,
+    JSONSerializer,
+    Serializer,
+    prefect_json_object_decoder,
+)
 
 # Prefect has no public way to link a child deployment's result to its run: with these two
 # the run graph gets its arrows, as it does for tasks and subflows.
 from prefect.utilities.engine import collect_task_run_inputs, link_state_to_flow_run_result
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from deployments._errors import (
     ChildCancelled,
@@ -25,7 +41,7 @@ if TYPE_CHECKING:
 
     from deployments._run import ChildRun
 
-__all__ = ["find_inputs", "read_result"]
+__all__ = ["Returns", "find_inputs", "read_result"]
 
 R = TypeVar("R")
 
@@ -35,6 +51,97 @@ ENDINGS: dict[StateType, tuple[type[ChildError], str, str]] = {
     StateType.CRASHED: (ChildCrashed, "crashed", "its worker's log says more than"),
     StateType.CANCELLED: (ChildCancelled, "was cancelled", "retry the parent to run it again;"),
 }
+# A result may be there a little later than the state that tells of it, as Prefect's own reader
+# allows for (RESULT_READ_MAXIMUM_ATTEMPTS).
+ATTEMPTS = 10
+PAUSE_SECONDS = 0.25
+# How Prefect writes what JSON does not know, and exceptions (`prefect_json_object_encoder`).
+DECODER = JSONSerializer().object_decoder
+WRAPPER = {"__class__", "data"}
+EXCEPTION = {"__exc_type__", "message"}
+
+
+class Returns(Generic[R]):
+    """What a child returns: the annotation that its results are read by.
+
+    Args:
+        annotation: Whatever pydantic can validate; of other classes, instances.
+    """
+
+    def __init__(self, annotation: Any) -> None:
+        try:
+            self._adapter: TypeAdapter[R] = TypeAdapter(annotation)
+        except PydanticSchemaGenerationError:  # a class that pydantic does not know
+            config = ConfigDict(arbitrary_types_allowed=True)
+            self._adapter = TypeAdapter(annotation, config=config)
+        named = list(_classes_in(annotation))
+        known = [*itertools.chain.from_iterable(map(_subclasses_of, named)), *named]
+        self._classes = {_short(cls.__name__): cls for cls in known}
+
+    def load(self, blob: bytes, serializer: Serializer[Any]) -> Any:
+        """Return what a serializer wrote, not yet validated.
+
+        Raises:
+            Exception: Whatever the serializer raises.
+        """
+        plain = _without_decoder(serializer)
+        value = plain.loads(blob)
+        return value if plain is serializer else self._restore(value)
+
+    def validate(self, value: Any) -> R:
+        """Return a value as the annotation wants it.
+
+        Raises:
+            ValidationError: It does not fit.
+        """
+        return self._adapter.validate_python(value, by_alias=True, by_name=True)
+
+    def _restore(self, value: Any) -> Any:
+        """Take Prefect's wrapper, a class by name and its data, off what JSON does not know."""
+        if isinstance(value, list):
+            return [self._restore(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        if value.keys() != WRAPPER or "." not in str(value["__class__"]):
+            return {name: self._restore(each) for name, each in value.items()}
+        # The class tells the members of a union apart. Only those that the annotation names: the
+        # child's own have other modules here than there, and a name in data must import nothing.
+        cls = self._classes.get(_short(str(value["__class__"])))
+        if cls is not None:
+            with contextlib.suppress(PydanticSchemaGenerationError, ValidationError):
+                return TypeAdapter(cls).validate_python(value["data"], by_alias=True, by_name=True)
+        return value["data"]
+
+
+def _without_decoder(serializer: Serializer[Any]) -> Serializer[Any]:
+    """Return a serializer that leaves JSON as it is, where the given one is Prefect's for JSON.
+
+    Its decoder imports the classes that the data names (`prefect_json_object_decoder`).
+    """
+    if isinstance(serializer, JSONSerializer) and serializer.object_decoder == DECODER:
+        return serializer.model_copy(update={"object_decoder": None})
+    if isinstance(serializer, CompressedSerializer):
+        inner = _without_decoder(serializer.serializer)
+        if inner is not serializer.serializer:
+            return serializer.model_copy(update={"serializer": inner})
+    return serializer
+
+
+def _short(class_name: str) -> str:
+    return class_name.partition("[")[0].rpartition(".")[2]
+
+
+def _classes_in(annotation: Any) -> Iterator[type]:
+    annotation = getattr(annotation, "__value__", annotation)  # of `type X = ...`
+    yield from (each for each in (annotation, get_origin(annotation)) if isinstance(each, type))
+    for argument in get_args(annotation):
+        yield from _classes_in(argument)
+
+
+def _subclasses_of(cls: type) -> Iterator[type]:
+    if cls.__module__ != "builtins":
+        for sub in cls.__subclasses__():
+            yield from (*_subclasses_of(sub), sub)
 
 
 async def find_inputs(argument: Any) -> list[TaskRunResult]:
@@ -45,7 +152,7 @@ async def find_inputs(argument: Any) -> list[TaskRunResult]:
     return [TaskRunResult(id=run.id) for run in found]
 
 
-async def read_result(run: ChildRun[R], final: FlowRun, returns: TypeAdapter[R]) -> R:
+async def read_result(run: ChildRun[R], final: FlowRun, returns: Returns[R]) -> R:
     """Return what a child returned, validated, and linked to its run for the run graph.
 
     Raises:
@@ -61,49 +168,85 @@ async def read_result(run: ChildRun[R], final: FlowRun, returns: TypeAdapter[R])
         raise error(
             f"{run} {verb}: {state.message or 'no reason given'} ({hint} {run.url})", run=run
         ) from await _read_exception(state)
-    value = await _read_value(run, state)
     try:
-        result = returns.validate_python(value)
+        value = await _read_value(state, returns)
+        result = returns.validate(value)
     except ValidationError as invalid:
-        raise ChildResultUnavailable(
-            f"{run} completed, but its result is not what it should be: {invalid}. "
-            f"Make the deployed code and this parent's agree ({run.url})",
-            run=run,
-        ) from invalid
-    link_state_to_flow_run_result(state, result)
-    return result
-
-
-async def _read_value(run: ChildRun[Any], state: State[Any]) -> Any:
-    try:
-        return await state.aresult(raise_on_failure=False)
-    except MissingResult as error:
-        reason = "was not persisted: set persist_result=True on the flow"
-        cause: Exception = error
-    except (OSError, ImportError, ConnectionError) as error:
-        reason, cause = f"can't be reached from here: {error}", error
-    except ValueError as error:
-        # `LocalFileSystem.read_path` raises a ValueError for a file that does not exist.
-        if "does not exist" in str(error):
-            reason = (
-                f"can't be reached from here: {error} It was deleted, was never written (then the "
-                "child's log says why), or is in a storage that this parent does not share"
-            )
-        else:
-            reason = f"can't be decoded: {error}"
-        cause = error
-    except Exception as error:  # noqa: BLE001 - each storage has errors of its own
-        reason, cause = f"can't be read: {error!r}", error
+        reason = (
+            f"is not what it should be: {invalid}. Make the deployed code and this parent's agree"
+        )
+        cause: BaseException | None = invalid
+    except _Unreadable as unreadable:
+        reason, cause = str(unreadable), unreadable.__cause__
+    else:
+        link_state_to_flow_run_result(state, result)
+        return result
     raise ChildResultUnavailable(
         f"{run} completed, but its result {reason} ({run.url})", run=run
     ) from cause
 
 
-async def _read_exception(state: State[Any]) -> BaseException | None:
-    if state.data is None:
-        return None
+class _Unreadable(Exception):
+    """Tell why a result can't be read."""
+
+
+async def _read_value(state: State[Any], returns: Returns[Any]) -> Any:
+    """Do what `State.aresult` does, but take what is stored for what the serializer wrote.
+
+    Prefect looks first whether the bytes may be a record of its own (`ResultRecord.deserialize`),
+    and takes a child's JSON with such keys for one, which it may even unpickle.
+    """
+    record = state.data
+    if record is None:
+        raise _Unreadable("was not persisted: set persist_result=True on the flow")
+    if not hasattr(record, "storage_key"):  # the value itself
+        return record
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return await _try_to_read(record, returns)
+        except _Unreadable:
+            if attempt == ATTEMPTS:
+                raise
+        await asyncio.sleep(PAUSE_SECONDS)
+    raise AssertionError("unreachable")
+
+
+async def _try_to_read(record: Any, returns: Returns[Any]) -> Any:
     try:
-        value = await state.aresult(raise_on_failure=False)
-    except Exception:  # noqa: BLE001 - the state's message says what happened
-        return None
-    return value if isinstance(value, BaseException) else None
+        blob = await _read_blob(record)
+    except Exception as error:
+        raise _Unreadable(
+            f"can't be reached from here: {error!r}. It was deleted, was never written (then the "
+            "child's log says why), or is in a storage that this parent does not share"
+        ) from error
+    try:
+        return returns.load(blob, record.serializer)
+    except Exception as error:
+        raise _Unreadable(f"can't be decoded: {error!r}") from error
+
+
+async def _read_blob(record: Any) -> bytes:
+    """Read what `ResultStore` wrote (its `_from_metadata` finds the storage in the same way)."""
+    key = str(record.storage_key)
+    storage: Any
+    if record.storage_block_id is not None:
+        storage = await aresolve_result_storage(record.storage_block_id)
+    elif Path(key).is_absolute():
+        storage = LocalFileSystem(basepath=str(Path(key).parent))
+    else:
+        storage = await aget_default_result_storage()
+    # Blocks have one of two names for it; older ones await where an event loop runs.
+    read = getattr(storage, "aread_path", storage.read_path)
+    content = read(key)
+    blob: bytes = await content if inspect.isawaitable(content) else content
+    return blob
+
+
+async def _read_exception(state: State[Any]) -> BaseException | None:
+    with contextlib.suppress(Exception):  # the state's message says what happened
+        value = await _read_value(state, Returns(Any))
+        if isinstance(value, dict) and value.keys() == EXCEPTION:
+            value = prefect_json_object_decoder(value)
+        if isinstance(value, BaseException):
+            return value
+    return None

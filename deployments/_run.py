@@ -9,13 +9,12 @@ from prefect.utilities.urls import url_for
 
 from deployments._errors import ChildTimedOut
 from deployments._orphans import LEAVE_RUNNING
-from deployments._results import read_result
+from deployments._results import Returns, read_result
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect.client.schemas.objects import FlowRun
-    from pydantic import TypeAdapter
 
     from deployments._parent import ParentRun
 
@@ -37,7 +36,7 @@ class ChildRun(Generic[R]):
         deployment: str,
         flow_run: FlowRun,
         final: asyncio.Future[FlowRun],
-        returns: TypeAdapter[R],
+        returns: Returns[R],
         timeout: float | None,
     ) -> None:
         self.id: UUID = flow_run.id

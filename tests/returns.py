@@ -1,0 +1,337 @@
+"""Flows that return values of all kinds, each annotated with its type."""
+
+import base64
+import dataclasses
+import datetime as dt
+import enum
+import pickle
+import uuid
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from pydantic import BaseModel, Field, SecretStr
+
+
+class Color(enum.Enum):
+    """Colors by number."""
+
+    RED = 1
+
+
+class Cat(BaseModel):
+    """A pet that looks like a dog."""
+
+    name: str
+
+
+class Dog(BaseModel):
+    """A pet that looks like a cat."""
+
+    name: str
+
+
+class Puppy(Dog):
+    """A dog, and more than that."""
+
+    weeks: int
+
+
+class Row(BaseModel):
+    """A row with what a row may hold."""
+
+    number: int = 0
+    day: dt.date = dt.date(2013, 1, 31)
+    price: Decimal = Decimal("1.10")
+    color: Color = Color.RED
+    tags: set[str] = {"a", "b"}
+    renamed: str = Field("as ever", alias="Renamed")
+    extra: dict[str, Any] = {}
+
+
+@dataclasses.dataclass
+class Point:
+    """A point with a label."""
+
+    x: int
+    label: str | None = None
+
+
+class Evil:
+    """When it is unpickled, a file is written."""
+
+    def __reduce__(self) -> Any:
+        """Say how it is unpickled."""
+        return Path("unpickled").write_text, ("executed",)
+
+
+PICKLE = base64.encodebytes(pickle.dumps(Evil())).decode()
+DAY = dt.date(2013, 1, 31)
+
+
+@flow
+def model() -> Row:
+    """Return other values than the defaults."""
+    return Row(number=7, day=DAY, tags={"c"}, Renamed="again")
+
+
+@flow
+def default_model() -> Row:
+    """Return the defaults."""
+    return Row()
+
+
+@flow
+def no_annotation():  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """Return a model that nobody announces."""
+    return [Cat(name="Mia")]
+
+
+@flow
+def models() -> list[Row]:
+    """Return some."""
+    return [Row(number=1), Row(number=2)]
+
+
+@flow
+def models_by_name() -> dict[str, Row]:
+    """Return them by name."""
+    return {"one": Row(number=1)}
+
+
+@flow
+def model_and_number() -> tuple[Row, int]:
+    """Return two things."""
+    return Row(number=1), 2
+
+
+@flow
+def nested() -> dict[str, list[tuple[Point, Row | None]]]:
+    """Return what is deep."""
+    return {"a": [(Point(1), None), (Point(2, "two"), Row(number=2))]}
+
+
+@flow
+def optional() -> Row | None:
+    """Return the model of two."""
+    return Row(number=3)
+
+
+@flow
+def union() -> list[Cat | Dog]:
+    """Return two that have the same fields."""
+    return [Dog(name="Rex"), Cat(name="Mia")]
+
+
+@flow
+def subclass() -> Dog:
+    """Return more than is announced."""
+    return Puppy(name="Rex", weeks=8)
+
+
+@flow
+def date_or_text() -> list[dt.date | str]:
+    """Return a date, and a text that looks like one."""
+    return [DAY, "2013-01-31"]
+
+
+@flow
+def point() -> Point:
+    """Return a dataclass."""
+    return Point(1, "one")
+
+
+@flow
+def points() -> list[Point]:
+    """Return dataclasses."""
+    return [Point(1), Point(2, "two")]
+
+
+@flow
+def color() -> Color:
+    """Return a member of an enumeration."""
+    return Color.RED
+
+
+@flow
+def colors() -> list[Color]:
+    """Return members."""
+    return [Color.RED]
+
+
+@flow
+def numbers() -> set[int]:
+    """Return a set."""
+    return {1, 2}
+
+
+@flow
+def days() -> frozenset[dt.date]:
+    """Return a set of what JSON does not know."""
+    return frozenset({DAY})
+
+
+@flow
+def by_number() -> dict[int, dt.timedelta]:
+    """Return keys that JSON does not know."""
+    return {1: dt.timedelta(seconds=1.5)}
+
+
+@flow
+def day() -> dt.date:
+    """Return a date."""
+    return DAY
+
+
+@flow
+def moment() -> dt.datetime:
+    """Return a time with its zone."""
+    return dt.datetime(2013, 1, 31, 12, 30, 15, 250, tzinfo=dt.UTC)
+
+
+@flow
+def duration() -> dt.timedelta:
+    """Return a duration."""
+    return dt.timedelta(days=1, microseconds=1)
+
+
+@flow
+def decimal() -> Decimal:
+    """Return more digits than a float has."""
+    return Decimal("1.1000000000000000000000001")
+
+
+@flow
+def identity() -> uuid.UUID:
+    """Return an id."""
+    return uuid.UUID(int=7)
+
+
+@flow
+def path() -> Path:
+    """Return a path."""
+    return Path("a") / "b"
+
+
+@flow
+def text_as_bytes() -> bytes:
+    """Return bytes that are text."""
+    return b"abc"
+
+
+@flow
+def nothing() -> None:
+    """Return nothing."""
+
+
+@flow
+def text() -> str:
+    """Return a text that is JSON."""
+    return '{"data": 1}'
+
+
+@flow
+def data_and_total() -> dict[str, Any]:
+    """Return keys that Prefect's records have."""
+    return {"data": {"id": 7}, "total": 2}
+
+
+@flow
+def result_and_metadata() -> dict[str, Any]:
+    """Return all keys that Prefect's records have."""
+    return {"result": "[1]", "metadata": {"serializer": {"type": "json"}}}
+
+
+@flow
+def class_key() -> dict[str, Any]:
+    """Return a key that Prefect's wrapper has."""
+    return {"__class__": "a.b.C", "other": 1}
+
+
+@flow
+def class_key_in_model() -> Row:
+    """Return a model that holds what looks like Prefect's wrapper."""
+    return Row(extra={"__class__": "a.b.C", "data": 1})
+
+
+@flow
+def pickle_in_data() -> dict[str, str]:
+    """Relay what somebody else sent."""
+    return {"data": PICKLE}
+
+
+@flow
+def pickle_in_record() -> dict[str, Any]:
+    """Relay what somebody sent who knows Prefect."""
+    return {"data": PICKLE, "serializer": {"type": "pickle", "picklelib": "pickle"}}
+
+
+@flow(result_serializer="compressed/json")
+def compressed() -> list[Row]:
+    """Return what is written smaller."""
+    return [Row(number=1)]
+
+
+@flow(result_serializer="pickle")
+def pickled() -> dict[str, bytes]:
+    """Return what JSON can't hold."""
+    return {"raw": b"\xff\x00"}
+
+
+# What can't be returned.
+
+
+class Frame:
+    """Stands for a DataFrame: neither JSON nor pydantic knows it."""
+
+
+@flow
+def frame() -> Frame:
+    """Return an object."""
+    return Frame()
+
+
+@flow
+def raw() -> bytes:
+    """Return bytes that are no text."""
+    return b"\xff\x00"
+
+
+@flow
+def generator() -> Iterator[int]:
+    """Yield."""
+    yield 1
+    yield 2
+
+
+class Account(BaseModel):
+    """A model with a secret."""
+
+    password: SecretStr
+
+
+@flow
+def secret() -> list[Account]:
+    """Return a secret."""
+    return [Account(password=SecretStr("swordfish"))]
+
+
+class Partial(BaseModel):
+    """A model that JSON gets a part of."""
+
+    kept: int
+    lost: int = Field(0, exclude=True)
+
+
+@flow
+def excluded() -> Partial:
+    """Return what is left out of JSON."""
+    return Partial(kept=1, lost=2)
+
+
+@flow
+def lie() -> int:
+    """Return something else than announced."""
+    return "a text"  # type: ignore[return-value]

@@ -1,0 +1,89 @@
+"""What a child returns arrives as it is, or is refused: each through a process of its own."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.flows import Flow
+
+from deployments import ChildResultUnavailable, child, parent_flow
+from deployments._deploy import run_prefect_deploy
+from deployments._processes import TemporaryServer
+from deployments.manifest import ROOT
+from tests import returns
+
+REFUSED: dict[str, str] = {
+    "frame": "its result",
+    "raw": "its result",
+    "generator": "its result",
+    "secret": "asterisks",
+    "excluded": "Partial.lost",
+    "lie": "Input should be a valid integer",
+}
+FLOWS = {
+    name: value for name, value in vars(returns).items() if isinstance(value, Flow)
+}
+ARRIVES = sorted(set(FLOWS) - set(REFUSED))
+
+Results = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def results(
+    prefect_server: TemporaryServer, worker: object, tmp_path_factory: pytest.TempPathFactory
+) -> Results:
+    """Run each flow as a child, and return the results and the errors by name."""
+    manifest = json.loads((ROOT / "tests" / "returns.json").read_text()) if False else {}
+    directory = str(ROOT)
+    manifest = {
+        "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": directory}}],
+        "deployments": [
+            {
+                "name": "local",
+                "entrypoint": f"tests/returns.py:{name}",
+                "work_pool": {
+                    "name": "local",
+                    "work_queue_name": "children",
+                    "job_variables": {
+                        "working_dir": directory,
+                        "command": ".venv/bin/python -m prefect.engine",
+                    },
+                },
+            }
+            for name in FLOWS
+        ],
+    }
+    file = tmp_path_factory.mktemp("returns") / "prefect.yaml"
+    file.write_text(json.dumps(manifest))  # JSON is YAML
+    run_prefect_deploy(prefect_server.env, "--all", "--prefect-file", str(file))
+
+    @parent_flow
+    async def parent() -> None:
+        calls = [child(each)() for each in FLOWS.values()]
+        gathered = await asyncio.gather(*calls, return_exceptions=True)
+        found.update(zip(FLOWS, gathered, strict=True))
+        found["by name"] = await child("models/local")()
+
+    found: Results = {}
+    asyncio.run(parent())
+    return found
+
+
+@pytest.mark.parametrize("name", ARRIVES)
+def test_it_arrives_equal_to_what_was_returned(results: Results, name: str) -> None:
+    expected = FLOWS[name].fn()
+    assert results[name] == expected
+    assert type(results[name]) is type(expected)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_with_an_error_that_is_true(results: Results, name: str) -> None:
+    error = results[name]
+    assert isinstance(error, ChildResultUnavailable), error
+    assert REFUSED[name] in str(error)
+
+
+def test_by_name_it_is_plain_data(results: Results) -> None:
+    assert results["by name"] == [row.model_dump(mode="json") for row in returns.models.fn()]
