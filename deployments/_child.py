@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Coroutine, Iterable
 from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
@@ -10,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
 from pydantic_core import to_jsonable_python
 
-from deployments._errors import ChildResultUnavailable
+from deployments._errors import ChildTimedOut
 from deployments._orphans import LEAVE_RUNNING
 from deployments._parameters import bind, check_json, to_json, type_hints, validate, with_defaults
 from deployments._parent import ParentRun
@@ -144,7 +145,24 @@ class Child(Generic[P, R]):
         Raises:
             TypeError, ValueError: The arguments don't fit the flow; nothing was created.
             ChildNotDeployed: The deployment does not exist.
+            ChildTimedOut: It could not be created in time.
         """
+        called = asyncio.get_running_loop().time()
+        deadline = None if self._timeout is None else called + self._timeout
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                return await self._submit(args, kwargs, called)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise ChildTimedOut(
+                f"{self._flow_name} was not created within {self._timeout:g} s: raise `timeout`, "
+                "or see whether the Prefect server answers"
+            ) from None
+
+    async def _submit(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], called: float
+    ) -> ChildRun[R]:
         parent = ParentRun.current()
         inputs, parameters, run_name = self._prepare(args, kwargs)
         if stand_in := stand_ins.get(self._flow_name):
@@ -158,20 +176,20 @@ class Child(Generic[P, R]):
             **{"name": run_name} | self._options,
         )
         flow_run = await parent.submitter.submit(call)
-        run = self._handle(parent, call, flow_run)
-        parent.logger.info("Child %s: %s", run, run.url)
+        again = None
         if flow_run.state and flow_run.state.is_completed():  # by an earlier attempt
-            try:
-                await run.result()
-            except ChildResultUnavailable as error:
-                parent.logger.warning("%s: it runs again", error)
-                flow_run = await parent.submitter.resubmit(call, flow_run)
-                return self._handle(parent, call, flow_run)
-        return run
-
-    def _handle(self, parent: ParentRun, call: Call, flow_run: FlowRun) -> ChildRun[R]:
+            again = functools.partial(parent.submitter.resubmit, call, flow_run)
         final = parent.watcher.watch(flow_run)
-        return ChildRun(parent, call.deployment, flow_run, final, self._returns, self._timeout)
+        return ChildRun(
+            parent,
+            call.deployment,
+            flow_run,
+            final,
+            self._returns,
+            timeout=self._timeout,
+            called=called,
+            again=again,
+        )
 
     def _prepare(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -206,4 +224,4 @@ class Child(Generic[P, R]):
         flow_run = await parent.client.read_flow_run(state.state_details.flow_run_id)
         final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
         final.set_result(flow_run)
-        return ChildRun(parent, self._flow_name, flow_run, final, self._returns, self._timeout)
+        return ChildRun(parent, self._flow_name, flow_run, final, self._returns)

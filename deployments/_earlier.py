@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import AwaitingRetry
 
 from deployments._orphans import ALIVE
-from deployments._patience import PAGE, persist
+from deployments._patience import persist, read_all
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
 
 
 class EarlierRuns:
@@ -51,25 +50,33 @@ class EarlierRuns:
             parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[self._parent.id])
         )
         latest: dict[str, FlowRun] = {}
-        for offset in itertools.count(0, PAGE):
-            runs = await persist(
-                lambda offset=offset: self._client.read_flow_runs(  # type: ignore[misc]
-                    flow_run_filter=children,
-                    sort=FlowRunSort.ID_DESC,
-                    limit=PAGE,
-                    offset=offset,
-                ),
-                self._give_up_after,
-            )
-            for run in runs:
-                key, _, number = (run.idempotency_key or "").rpartition(":")
-                if not key.startswith(f"{self._parent.id}:"):
-                    continue  # made by other means, such as a plain subflow
-                if key not in latest or int(number) > number_of(latest[key]):
-                    latest[key] = run
-            if len(runs) < PAGE:
-                return latest
-        raise AssertionError("unreachable")
+        for run in await persist(lambda: read_all(self._client, children), self._give_up_after):
+            key, _, number = (run.idempotency_key or "").rpartition(":")
+            if not key.startswith(f"{self._parent.id}:"):
+                continue  # made by other means, such as a plain subflow
+            if key not in latest or int(number) > number_of(latest[key]):
+                latest[key] = run
+        return latest
+
+    async def retry(self, run: FlowRun) -> FlowRun | None:
+        """Retry a run that has children of its own, as *Retry* in the UI does: it uses them again.
+
+        Returns:
+            The run, in its new state; None where it has no children.
+        """
+        of_run = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
+
+        async def retry_once() -> FlowRun | None:
+            if not await self._client.read_flow_runs(flow_run_filter=of_run, limit=1):
+                return None
+            again = await self._client.read_flow_run(run.id)
+            if again.state is not None and again.state.is_final():  # else the request came through
+                state: State[Any] = AwaitingRetry(message="Its parent was retried")
+                await self._client.set_flow_run_state(run.id, state)
+                again = await self._client.read_flow_run(run.id)
+            return again
+
+        return await persist(retry_once, self._give_up_after)
 
 
 def counts(run: FlowRun) -> bool:

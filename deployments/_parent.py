@@ -55,8 +55,9 @@ class ParentRun:
         self.submitter = Submitter(eager_client, flow_run, give_up_after)
         self.watcher = Watcher(client, self.logger, give_up_after)
         self._loop = asyncio.get_running_loop()
+        # Of the flow's `timeout_seconds`: Prefect cancels by a scope of anyio (`timeout_async`).
+        self._deadline = anyio.current_effective_deadline()
         self._deployment_name: str | None = None
-        self._outer = _current.get()  # if this one is a plain subflow of another parent
 
     @staticmethod
     def current() -> ParentRun:
@@ -76,18 +77,25 @@ class ParentRun:
         return parent
 
     async def deployment_name(self) -> str:
-        """Return the name of the deployment that this parent runs as."""
+        """Return the name of the deployment that this parent runs as, or runs inside of."""
         if self._deployment_name is None:
-            if self.flow_run.deployment_id is None:
-                outer = self._outer
-                self._deployment_name = await outer.deployment_name() if outer else BY_HAND
-            else:
-                deployment_id = self.flow_run.deployment_id
-                deployment = await persist(
-                    lambda: self.client.read_deployment(deployment_id), self.give_up_after
-                )
-                self._deployment_name = deployment.name
+            self._deployment_name = await persist(self._read_deployment_name, self.give_up_after)
         return self._deployment_name
+
+    async def _read_deployment_name(self) -> str:
+        run = self.flow_run
+        while run.deployment_id is None:
+            if run.parent_task_run_id is None:
+                return BY_HAND
+            # A plain subflow: the flow that called it may itself be one.
+            task_run = await self.client.read_task_run(run.parent_task_run_id)
+            assert task_run.flow_run_id is not None  # noqa: S101 - that of the calling flow
+            run = await self.client.read_flow_run(task_run.flow_run_id)
+        return (await self.client.read_deployment(run.deployment_id)).name
+
+    def time_is_up(self) -> bool:
+        """Tell whether the parent is cancelled by its own `timeout_seconds`."""
+        return anyio.current_time() >= self._deadline
 
     async def end(self, error: BaseException | None = None) -> None:
         """Cancel the children that are still alive, unless this run will go on with them."""
@@ -106,8 +114,10 @@ class ParentRun:
 
     async def _goes_on(self, error: BaseException | None) -> bool:
         """Tell whether this run is suspended, or the server will retry it (RetryFailedFlows)."""
-        if not isinstance(error, Exception):
-            return isinstance(error, Pause)
+        if isinstance(error, Pause):
+            return True
+        if not (isinstance(error, Exception) or self.time_is_up()):
+            return False
         run = await self.client.read_flow_run(self.flow_run.id)
         return run.run_count <= (run.empirical_policy.retries or 0)
 
@@ -122,7 +132,8 @@ def parent_flow(fn: Any = None, /, *, give_up_after: float = 600, **options: Any
     """Make an async function a flow that can call children with `child`.
 
     It is a `prefect.flow` that cancels its children when it ends, however it ends: they never
-    outlive it. When it is only suspended, or will be retried after an exception, they go on.
+    outlive it. When it is only suspended, or will be retried after an exception or a timeout,
+    they go on.
 
     Args:
         fn: The async function.

@@ -8,9 +8,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
 
@@ -18,13 +22,27 @@ from deployments._errors import ChildError
 
 T = TypeVar("T")
 
-# The server's cap on the results of one read (PREFECT_API_DEFAULT_LIMIT).
-PAGE = 200
 # From the first pause, doubled each time, to the longest one.
 PAUSE_SECONDS = 0.05
 PAUSE_MAX_SECONDS = 2.0
 
 logger = get_logger("deployments")
+
+
+async def read_all(client: PrefectClient, flow_run_filter: FlowRunFilter) -> list[FlowRun]:
+    """Return all runs that a filter finds, however few the server returns at once.
+
+    No `limit`: the server refuses one above its own (PREFECT_API_DEFAULT_LIMIT).
+    """
+    runs: dict[UUID, FlowRun] = {}
+    while page := await client.read_flow_runs(
+        flow_run_filter=flow_run_filter, sort=FlowRunSort.ID_DESC, offset=len(runs)
+    ):
+        fresh = {run.id: run for run in page if run.id not in runs}
+        if not fresh:
+            break
+        runs |= fresh
+    return list(runs.values())
 
 
 def get_eager_client() -> PrefectClient:

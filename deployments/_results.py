@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin
@@ -75,8 +74,10 @@ class Returns(Generic[R]):
             config = ConfigDict(arbitrary_types_allowed=True)
             self._adapter = TypeAdapter(annotation, config=config)
         named = list(_classes_in(annotation))
-        known = [*itertools.chain.from_iterable(map(_subclasses_of, named)), *named]
-        self._classes = {_short(cls.__name__): cls for cls in known}
+        known: list[type] = []
+        for cls in named:
+            known += _subclasses_of(cls)
+        self._classes = {_short(cls.__name__): cls for cls in [*known, *named]}
 
     def load(self, blob: bytes, serializer: Serializer[Any]) -> Any:
         """Return what a serializer wrote, not yet validated.
@@ -138,10 +139,11 @@ def _classes_in(annotation: Any) -> Iterator[type]:
         yield from _classes_in(argument)
 
 
-def _subclasses_of(cls: type) -> Iterator[type]:
-    if cls.__module__ != "builtins":
-        for sub in cls.__subclasses__():
-            yield from (*_subclasses_of(sub), sub)
+def _subclasses_of(cls: type) -> list[type]:
+    if cls.__module__ == "builtins":
+        return []
+    subclasses: list[type] = cls.__subclasses__()
+    return [each for sub in subclasses for each in (*_subclasses_of(sub), sub)]
 
 
 async def find_inputs(argument: Any) -> list[TaskRunResult]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from prefect.utilities.urls import url_for
 
-from deployments._errors import ChildTimedOut
+from deployments._errors import ChildResultUnavailable, ChildTimedOut
 from deployments._orphans import LEAVE_RUNNING
 from deployments._results import Returns, read_result
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from uuid import UUID
 
     from prefect.client.schemas.objects import FlowRun
@@ -37,17 +38,21 @@ class ChildRun(Generic[R]):
         flow_run: FlowRun,
         final: asyncio.Future[FlowRun],
         returns: Returns[R],
-        timeout: float | None,
+        *,
+        timeout: float | None = None,
+        called: float = 0,
+        again: Callable[[], Awaitable[FlowRun]] | None = None,
     ) -> None:
         self.id: UUID = flow_run.id
         self.name: str = flow_run.name
         self.deployment = deployment
-        self._submitter = parent.submitter
+        self._parent = parent
         self._leave_running = LEAVE_RUNNING in flow_run.tags
         self._final = final
         self._returns = returns
         self._timeout = timeout
-        self._created = asyncio.get_running_loop().time()
+        self._called = called
+        self._again = again
 
     def __str__(self) -> str:
         return f"{self.deployment} {self.name!r}"
@@ -65,7 +70,7 @@ class ChildRun(Generic[R]):
         Raises:
             ChildError: There is no result; the subclass says why.
         """
-        deadline = None if self._timeout is None else self._created + self._timeout
+        deadline = None if self._timeout is None else self._called + self._timeout
         try:
             async with asyncio.timeout_at(deadline) as limit:
                 final = await asyncio.shield(self._final)
@@ -81,13 +86,24 @@ class ChildRun(Generic[R]):
         except asyncio.CancelledError:
             await self._abandon()
             raise
-        return await read_result(self, final, self._returns)
+        try:
+            return await read_result(self, final, self._returns)
+        except ChildResultUnavailable as error:
+            if self._again is None:
+                raise
+            # A run of an earlier attempt. Only now it is known that its result is needed.
+            self._parent.logger.warning("%s: it runs again", error)
+            flow_run, self._again = await self._again(), None
+            self.id, self.name = flow_run.id, flow_run.name
+            self._final = self._parent.watcher.watch(flow_run)
+            return await self.result()
 
     async def _abandon(self) -> None:
-        if not self._leave_running:
+        # When the parent's own time is up, its end knows whether the child is still needed.
+        if not (self._leave_running or self._parent.time_is_up()):
             await self.cancel()
 
     async def cancel(self) -> None:
         """Ask for the run's cancellation; a run that has ended stays as it is."""
         if not self._final.done():
-            await self._submitter.cancel(self.id)
+            await self._parent.submitter.cancel(self.id)

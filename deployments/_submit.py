@@ -20,8 +20,10 @@ from prefect.client.schemas.filters import (
     FlowRunFilterIdempotencyKey,
 )
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.logging.loggers import flow_run_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Failed, Pending, Scheduled, to_state_create
+from prefect.utilities.urls import url_for
 
 from deployments._earlier import EarlierRuns, counts, next_key
 from deployments._errors import ChildError, ChildNotDeployed
@@ -110,6 +112,7 @@ class Submitter:
     def __init__(self, client: PrefectClient, parent: FlowRun, give_up_after: float) -> None:
         self._client = client
         self._parent = parent
+        self._logger = flow_run_logger(parent)
         self._give_up_after = give_up_after
         self._deployments: dict[str, DeploymentResponse] = {}
         self._calls: Counter[str] = Counter()
@@ -137,7 +140,7 @@ class Submitter:
         """Create the run of a call; or find that of an earlier attempt which still counts.
 
         A run that completed or is still alive counts; one that failed, crashed or was cancelled
-        does not.
+        does not: it is retried where it has children, so that these count, and else made anew.
 
         Raises:
             ChildNotDeployed: The deployment does not exist.
@@ -148,14 +151,22 @@ class Submitter:
         key = f"{self._parent.id}:{digest}:{self._calls[digest]}"
         earlier = await self._earlier.find(key)
         if earlier is None:
-            return await self._create(call, f"{key}:1")
+            return self._told("is created", call, await self._create(call, f"{key}:1"))
         if counts(earlier):
-            return earlier
-        return await self._create(call, next_key(earlier))
+            done = earlier.state is not None and earlier.state.is_completed()
+            how = "has completed before, and is used again" if done else "is attached again"
+            return self._told(how, call, earlier)
+        if again := await self._earlier.retry(earlier):
+            return self._told("is retried, for it has children of its own", call, again)
+        return self._told("runs again", call, await self._create(call, next_key(earlier)))
+
+    def _told(self, how: str, call: Call, run: FlowRun) -> FlowRun:
+        self._logger.info("Child %s %r %s: %s", call.deployment, run.name, how, url_for(run))
+        return run
 
     async def resubmit(self, call: Call, earlier: FlowRun) -> FlowRun:
         """Create another run of a call, in place of an earlier one that can't be used."""
-        return await self._create(call, next_key(earlier))
+        return self._told("runs again", call, await self._create(call, next_key(earlier)))
 
     async def cancel(self, run_id: UUID) -> None:
         """Ask for a run's cancellation, also if this is cancelled itself."""

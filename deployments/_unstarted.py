@@ -1,4 +1,4 @@
-"""Why children have not started yet: never wait in silence."""
+"""Why children do not get on: never wait in silence."""
 
 from __future__ import annotations
 
@@ -29,18 +29,30 @@ UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
 
 async def explain_unstarted(client: PrefectClient, runs: Iterable[FlowRun]) -> AsyncIterator[str]:
-    """Yield one line for each work queue in which runs wait, with the reason and what to do."""
+    """Yield one line for each reason why runs wait, with what to do.
+
+    Those that run are not told of.
+    """
     by_queue: dict[tuple[str, UUID], list[FlowRun]] = defaultdict(list)
-    pending: list[FlowRun] = []
+    by_pool: dict[str, list[FlowRun]] = defaultdict(list)
+    by_state: dict[StateType | None, list[FlowRun]] = defaultdict(list)
     for run in runs:
-        if run.state_type == StateType.PENDING:
-            pending.append(run)
-        elif run.state_type == StateType.SCHEDULED and run.work_pool_name and run.work_queue_id:
+        by_state[run.state_type].append(run)
+        if run.state_type == StateType.SCHEDULED and run.work_pool_name and run.work_queue_id:
             by_queue[run.work_pool_name, run.work_queue_id].append(run)
+        elif run.state_type == StateType.PENDING:
+            by_pool[run.work_pool_name or "?"].append(run)
     for (pool_name, queue_id), waiting in by_queue.items():
-        yield f"{_names(waiting)}: {await _reason(client, pool_name, queue_id, waiting)}"
-    if pending:
-        yield f"{_names(pending)}: being started by a worker"
+        yield f"{_unstarted(waiting)}: {await _reason(client, pool_name, queue_id, waiting)}"
+    for pool_name, pending in by_pool.items():
+        if await online_workers(client, pool_name):
+            yield f"{_unstarted(pending)}: being started by a worker"
+        else:
+            yield f"{_unstarted(pending)}: being started, but {_no_worker(pool_name)}"
+    if paused := by_state[StateType.PAUSED]:
+        yield f"{_names(paused)}: paused or suspended: resume in the UI, or cancel"
+    if cancelling := by_state[StateType.CANCELLING]:
+        yield f"{_names(cancelling)}: being cancelled, by a worker or in the end by the server"
 
 
 async def _reason(
@@ -56,10 +68,7 @@ async def _reason(
             f"`prefect work-queue resume {queue.name} --pool {pool_name}`"
         )
     if not await online_workers(client, pool_name):
-        return (
-            f"no worker is online for work pool {pool_name}: "
-            f"`prefect worker start --pool {pool_name}`"
-        )
+        return _no_worker(pool_name)
     in_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool_name]))
     in_queue = WorkQueueFilter(id=WorkQueueFilterId(any_=[queue_id]))
     if await _is_full(client, pool.concurrency_limit, in_pool, None):
@@ -69,6 +78,12 @@ async def _reason(
     if any(run.state_name == "AwaitingConcurrencySlot" for run in waiting):
         return "the concurrency limit of the deployment is reached"
     return "a worker is online, and has not taken it yet"
+
+
+def _no_worker(pool_name: str) -> str:
+    return (
+        f"no worker is online for work pool {pool_name}: `prefect worker start --pool {pool_name}`"
+    )
 
 
 async def online_workers(client: PrefectClient, pool_name: str) -> list[Worker]:
@@ -86,18 +101,19 @@ async def _is_full(
     if limit is None:
         return False
     under_way = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY)))
-    runs = await client.read_flow_runs(
-        flow_run_filter=under_way, work_pool_filter=pool, work_queue_filter=queue, limit=200
+    count = await client.count_flow_runs(
+        flow_run_filter=under_way, work_pool_filter=pool, work_queue_filter=queue
     )
-    return len(runs) >= limit
+    return count >= limit
 
 
 def _names(runs: list[FlowRun]) -> str:
     names = sorted(run.name for run in runs)
     shown = ", ".join(names[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{shown}{more} not started for {max(_age(run) for run in runs):.0f} s"
+    return shown + more
 
 
-def _age(run: FlowRun) -> float:
-    return run.estimated_start_time_delta.total_seconds()
+def _unstarted(runs: list[FlowRun]) -> str:
+    seconds = max(run.estimated_start_time_delta.total_seconds() for run in runs)
+    return f"{_names(runs)} not started for {seconds:.0f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -15,13 +16,14 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.events.schemas.events import Event, ResourceSpecification
 
 from deployments._errors import ChildError
-from deployments._patience import PAGE, unreachable
+from deployments._orphans import never_started, settle
+from deployments._patience import read_all, unreachable
 from deployments._unstarted import explain_unstarted
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
     from prefect.logging.loggers import LoggingAdapter
 
+CANCELLING = StateType.CANCELLING
 # A missed event costs this much delay, and idle waiting costs one request in this time.
 READ_SECONDS = 5.0
 # The events of a burst share one request.
@@ -110,19 +113,24 @@ class Watcher:
 
     async def _read(self) -> None:
         answered = time.monotonic()
+        read_all_at = answered + READ_SECONDS
         while True:
             # Not `wait_for`: in Python 3.11 it can swallow the cancellation by `close`.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(READ_SECONDS):
+                async with asyncio.timeout(read_all_at - time.monotonic()):
                     await self._wake.wait()
-                await asyncio.sleep(BURST_SECONDS)
-            woken = self._wake.is_set()
+                    await asyncio.sleep(BURST_SECONDS)
             self._wake.clear()
-            ended = set(self._ended) if woken else None
+            run_ids = self._waiting()
+            if time.monotonic() < read_all_at:
+                ended = set(self._ended)
+                run_ids = [run_id for run_id in run_ids if run_id in ended]
+            else:
+                read_all_at = time.monotonic() + READ_SECONDS
             patience = self._give_up_after - (time.monotonic() - answered)
             try:
                 async with asyncio.timeout(max(patience, 1)):  # the client retries by itself
-                    await self._settle([i for i in self._waiting() if ended is None or i in ended])
+                    await self._read_ended(run_ids)
             except Exception as error:  # noqa: BLE001 - the server may come back
                 silence = time.monotonic() - answered
                 self._logger.warning(
@@ -133,20 +141,22 @@ class Watcher:
             else:
                 answered = time.monotonic()
 
-    async def _settle(self, run_ids: list[UUID]) -> None:
-        final = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES)))
-        while run_ids:
-            # One request for many that wait: it returns those that have ended.
-            some, run_ids = run_ids[:MANY], run_ids[MANY:]
+    async def _read_ended(self, run_ids: list[UUID]) -> None:
+        ended = FlowRunFilterState(type=FlowRunFilterStateType(any_=[*TERMINAL_STATES, CANCELLING]))
+        left = set(run_ids)
+        while left:
+            # One request for many that wait: it returns those that have ended, or soon will.
+            some = list(itertools.islice(left, MANY))
             runs = await self._client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=some), state=final),
-                limit=PAGE,
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=some), state=ended)
             )
+            left -= {run.id for run in runs} or set(some)  # a page may not hold all of them
             for run in runs:
-                if not self._finals[run.id].done():
-                    self._finals[run.id].set_result(run)
-            if len(runs) == PAGE:  # there may be more
-                run_ids += [run_id for run_id in some if not self._finals[run_id].done()]
+                if run.state_type != CANCELLING:
+                    if not self._finals[run.id].done():
+                        self._finals[run.id].set_result(run)
+                elif never_started(run):
+                    await settle(self._client, run)
 
     async def _explain(self) -> None:
         """Say why children have not started, after a while and then ever more rarely."""
@@ -164,11 +174,9 @@ class Watcher:
     async def _read_waiting(self) -> list[FlowRun]:
         waiting = self._waiting()
         runs: list[FlowRun] = []
-        for start in range(0, len(waiting), PAGE):
-            page = FlowRunFilterId(any_=waiting[start : start + PAGE])
-            runs += await self._client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(id=page), limit=PAGE
-            )
+        for start in range(0, len(waiting), MANY):
+            some = FlowRunFilterId(any_=waiting[start : start + MANY])
+            runs += await read_all(self._client, FlowRunFilter(id=some))
         there = {run.id for run in runs}
         gone = [run_id for run_id in waiting if run_id not in there]
         self._fail(gone, "the child's run was deleted")

@@ -1,4 +1,4 @@
-"""A flow that cleans up where a parent can't: prefect.yaml runs it when one has crashed."""
+"""A flow that cleans up where a parent can't: prefect.yaml runs it when one has ended."""
 
 import asyncio
 import time
@@ -6,9 +6,10 @@ from uuid import UUID
 
 from prefect import flow, get_client
 from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled
 
-from deployments._orphans import UNFINISHED, cancel_children, read_children
+from deployments._orphans import ALIVE, UNFINISHED, cancel_children, read_children
 
 LOOK_SECONDS = 5.0
 
@@ -28,6 +29,8 @@ async def cancel_orphans(parent: str, grace_seconds: float = 60) -> list[str]:
 
 
 async def _cancel_orphans(client: PrefectClient, parent_id: UUID, grace_seconds: float) -> set[str]:
+    if await _is_retried(client, parent_id):
+        return set()
     names = {run.name for run in await cancel_children(client, parent_id)}
     deadline = time.monotonic() + grace_seconds
     while left := await read_children(client, parent_id, UNFINISHED):
@@ -35,6 +38,15 @@ async def _cancel_orphans(client: PrefectClient, parent_id: UUID, grace_seconds:
             break
         await asyncio.sleep(LOOK_SECONDS)
     for run in left:
-        names |= {run.name} | await _cancel_orphans(client, run.id, grace_seconds)
         await client.set_flow_run_state(run.id, Cancelled(message="No worker ended it in time"))
+        names |= {run.name} | await _cancel_orphans(client, run.id, grace_seconds)
     return names
+
+
+async def _is_retried(client: PrefectClient, parent_id: UUID) -> bool:
+    """Tell whether somebody retried the parent meanwhile, which goes on with its children."""
+    try:
+        run = await client.read_flow_run(parent_id)
+    except ObjectNotFound:  # deleted: nobody knows which were its children
+        return False
+    return run.state_type in ALIVE

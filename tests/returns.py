@@ -84,7 +84,7 @@ def default_model() -> Row:
 
 
 @flow
-def no_annotation():  # type: ignore[no-untyped-def]  # noqa: ANN201
+def no_annotation():  # type: ignore[no-untyped-def]
     """Return a model that nobody announces."""
     return [Cat(name="Mia")]
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +21,7 @@ REFUSED: dict[str, str] = {
     "excluded": "Partial.lost",
     "lie": "Input should be a valid integer",
 }
-FLOWS = {
-    name: value for name, value in vars(returns).items() if isinstance(value, Flow)
-}
+FLOWS = {name: value for name, value in vars(returns).items() if isinstance(value, Flow)}
 ARRIVES = sorted(set(FLOWS) - set(REFUSED))
 
 Results = dict[str, Any]

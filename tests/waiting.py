@@ -15,6 +15,8 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 
+from deployments._patience import read_all
+
 T = TypeVar("T")
 
 
@@ -31,10 +33,9 @@ async def wait_for(
 
 
 async def children_of(client: PrefectClient, parent: FlowRun) -> list[FlowRun]:
-    return await client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(
-            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent.id])
-        )
+    return await read_all(
+        client,
+        FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent.id])),
     )
 
 

@@ -69,6 +69,19 @@ async def grandparent(steps: list[dict[str, Any]]) -> Any:
         raise RuntimeError(f"in the family: {error}") from error
 
 
+@flow(flow_run_name="silent", persist_result=False)
+def silent(file: str) -> None:
+    """Have an effect, and no result."""
+    with Path(file).open("a") as lines:
+        lines.write("once\n")
+
+
+@flow(flow_run_name="plain")
+async def plain(steps: list[dict[str, Any]]) -> Any:
+    """Call a parent in-process."""
+    return await family(steps)
+
+
 @parent_flow(flow_run_name="patient")
 async def patient(steps: list[dict[str, Any]]) -> Any:
     """Start steps, be suspended, and gather them after that."""

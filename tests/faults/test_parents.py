@@ -6,11 +6,13 @@ import signal
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import arun_deployment
 from prefect.events.schemas.automations import EventTrigger
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling
@@ -21,7 +23,7 @@ from deployments._deploy import create_definitions, run_prefect_deploy
 from deployments._processes import temporary_server, temporary_worker
 from deployments.manifest import Manifest
 from tests.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
-from tests.faults.flows import step
+from tests.faults.flows import silent, step
 from tests.waiting import assert_truthful, children_of, ended, in_states, outcome, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -130,12 +132,15 @@ async def test_parent_with_retries_runs_only_what_failed(
 async def retry(client: PrefectClient, parent: FlowRun) -> FlowRun:
     """Do what the button *Retry* of the UI does."""
     await client.set_flow_run_state(parent.id, AwaitingRetry(message="Retry from the UI"))
+    return await completed(client, parent.id)
 
-    async def completed() -> FlowRun | None:
-        run = await client.read_flow_run(parent.id)
+
+async def completed(client: PrefectClient, run_id: UUID) -> FlowRun:
+    async def is_completed() -> FlowRun | None:
+        run = await client.read_flow_run(run_id)
         return run if run.state and run.state.is_completed() else None
 
-    return await wait_for(completed, "the retried parent completes")
+    return await wait_for(is_completed, f"run {run_id} completes")
 
 
 async def test_retry_of_a_failed_parent(client: PrefectClient, tmp_path: Path) -> None:
@@ -319,3 +324,68 @@ async def test_a_child_whose_result_is_gone_runs_again(
     assert await in_process(code, retries=1) == 5
     assert in_process.run is not None
     assert await outcome(client, in_process.run) == [("again", "Completed")] * 2
+
+
+async def test_a_parents_own_timeout_leaves_the_children_to_its_retry(
+    client: PrefectClient, in_process: InProcess, tmp_path: Path
+) -> None:
+    twice, go = Twice(), tmp_path / "go"
+
+    async def code() -> int:
+        twice.attempt += 1
+        if twice.attempt == 2:
+            go.touch()
+        return await child(step)("long", "hold", str(go))
+
+    assert await in_process(code, timeout_seconds=5, retries=1) == 4
+    assert twice.attempt == 2
+    assert in_process.run is not None
+    assert await outcome(client, in_process.run) == [("long", "Completed")]
+
+
+async def test_a_result_that_nobody_asks_for_is_not_missed(
+    client: PrefectClient, in_process: InProcess, tmp_path: Path
+) -> None:
+    """A retried parent does not run a child again because its result was not persisted."""
+    twice, lines = Twice(), tmp_path / "lines"
+
+    async def code() -> None:
+        twice.attempt += 1
+        run = await child(silent).submit(str(lines))
+        await completed(client, run.id)
+        twice.fail_once()
+
+    await in_process(code, retries=1)
+    assert in_process.run is not None
+    assert await outcome(client, in_process.run) == [("silent", "Completed")]
+    assert lines.read_text() == "once\n"
+
+
+async def test_a_retry_goes_down_to_the_children_of_nested_parents(
+    client: PrefectClient, tmp_path: Path
+) -> None:
+    steps = [{"name": "good"}, {"name": "bad", "do": "raise", "unless": str(tmp_path / "once")}]
+    oldest = await ended(client, await start("grandparent", steps=steps))
+    assert oldest.state_name == "Failed"
+    oldest = await retry(client, oldest)
+    (family,) = await children_of(client, oldest)
+    assert (family.state_name, family.run_count) == ("Completed", 2)
+    assert await outcome(client, family) == [
+        ("bad", "Completed"),
+        ("bad", "Failed"),
+        ("good", "Completed"),
+    ]
+    await assert_truthful(client, oldest)
+    await assert_truthful(client, family)
+
+
+async def test_a_parent_inside_a_plain_flow_calls_the_deployments_of_that_flow(
+    client: PrefectClient,
+) -> None:
+    plain = await arun_deployment(
+        "plain/second", parameters={"steps": [{"name": "a"}]}, poll_interval=0.5
+    )
+    assert plain.state_name == "Completed"
+    (family,) = await children_of(client, plain)
+    (run,) = await children_of(client, family)
+    assert run.deployment_id == (await client.read_deployment_by_name("step/second")).id
