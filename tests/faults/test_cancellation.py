@@ -160,6 +160,31 @@ async def test_a_worker_is_killed_while_it_starts_children(
                 await in_process(code)
 
 
+async def test_a_running_child_is_cancelled_whose_worker_is_gone(
+    tmp_path: Path, in_process: InProcess
+) -> None:
+    """Its process may live: nobody but Prefect's server may call it Cancelled, after a while."""
+    own = {"PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "10"}
+    with (
+        temporary_server(tmp_path, own=own) as server,
+        temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: tmp_path}),
+    ):
+        await deploy_faults(server)
+
+        async def code() -> None:
+            with temporary_worker(server, "local") as worker:
+                run = await child(step).submit("lost", "hold")
+                async with get_client() as client:
+                    await reach(client, run.id, "RUNNING")
+                os.killpg(worker.pid, signal.SIGKILL)
+                await asyncio.to_thread(worker.wait, 60)
+            await run.cancel()
+            await run.result()
+
+        with pytest.raises(ChildCancelled, match="cancellation timed out"):
+            await in_process(code)
+
+
 async def test_a_server_that_returns_few_runs_at_once(
     tmp_path: Path, in_process: InProcess
 ) -> None:

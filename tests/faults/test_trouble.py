@@ -10,7 +10,9 @@ import pytest
 from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
+from prefect.events import Event
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.states import Cancelling
 
 from deployments import ChildError, child
 from deployments._processes import (
@@ -19,6 +21,7 @@ from deployments._processes import (
     temporary_server,
     temporary_worker,
 )
+from deployments._watch import Watcher
 from tests.faults.conftest import InProcess, deploy_faults
 from tests.faults.flows import step
 from tests.faults.proxy import FaultyProxy
@@ -146,3 +149,33 @@ async def test_server_is_restarted_midway(tmp_path: Path, in_process: InProcess)
                 assert in_process.run is not None
                 runs = await children_of(client, in_process.run)
                 assert [run.state_name for run in runs] == ["Completed"] * 2
+
+
+async def test_a_missed_event_is_made_up_for_while_others_come(
+    client: PrefectClient, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events of siblings wake the watcher again and again: it must still read all, now and then."""
+    missed: list[str] = []
+    on_event = Watcher._on_event
+
+    def lose_some(self: Watcher, event: Event) -> None:
+        if event.resource.id not in missed:
+            on_event(self, event)
+
+    monkeypatch.setattr(Watcher, "_on_event", lose_some)
+
+    async def code() -> None:
+        waiting = child(step, deployment="nobody")
+        lost, *siblings = [await waiting.submit(f"{number}") for number in range(31)]
+        missed.append(f"prefect.flow-run.{lost.id}")
+        told = asyncio.gather(lost.result(), return_exceptions=True)
+        await client.set_flow_run_state(lost.id, Cancelling())
+        for sibling in siblings:
+            await client.set_flow_run_state(sibling.id, Cancelling())
+            await asyncio.gather(sibling.result(), return_exceptions=True)
+            await asyncio.wait([told], timeout=0.5)  # the next event comes a little later
+            if told.done():
+                return
+        raise AssertionError("all of its siblings were told of first")
+
+    await in_process(code)
