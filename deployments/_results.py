@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin
 
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterLevel
 from prefect.client.schemas.objects import StateType, TaskRunResult
+from prefect.client.schemas.sorting import LogSort
 from prefect.filesystems import LocalFileSystem
 from prefect.results import (
     aget_default_result_storage,
@@ -36,6 +40,8 @@ from deployments._errors import (
 )
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from prefect.client.schemas.objects import FlowRun, State
 
     from deployments._run import ChildRun
@@ -179,7 +185,7 @@ async def read_result(run: ChildRun[R], final: FlowRun, returns: Returns[R]) -> 
         )
         cause: BaseException | None = invalid
     except _Unreadable as unreadable:
-        reason, cause = str(unreadable), unreadable.__cause__
+        reason, cause = f"{unreadable}{await _last_warning(run.id)}", unreadable.__cause__
     else:
         link_state_to_flow_run_result(state, result)
         return result
@@ -218,8 +224,8 @@ async def _try_to_read(record: Any, returns: Returns[Any]) -> Any:
         blob = await _read_blob(record)
     except Exception as error:
         raise _Unreadable(
-            f"can't be reached from here: {error!r}. It was deleted, was never written (then the "
-            "child's log says why), or is in a storage that this parent does not share"
+            f"can't be reached from here: {error!r}. It was deleted, was never written, or is in a "
+            "storage that this parent does not share"
         ) from error
     try:
         return returns.load(blob, record.serializer)
@@ -242,6 +248,18 @@ async def _read_blob(record: Any) -> bytes:
     content = read(key)
     blob: bytes = await content if inspect.isawaitable(content) else content
     return blob
+
+
+async def _last_warning(run_id: UUID) -> str:
+    """Quote a child's log, where Prefect says that it could not write a result."""
+    of_run = LogFilter(
+        flow_run_id=LogFilterFlowRunId(any_=[run_id]), level=LogFilterLevel(ge_=logging.WARNING)
+    )
+    with contextlib.suppress(Exception):  # only a service to the reader
+        async with get_client() as client:
+            for log in await client.read_logs(of_run, limit=1, sort=LogSort.TIMESTAMP_DESC):
+                return f". The child's last warning: {log.message}"
+    return ""
 
 
 async def _read_exception(state: State[Any]) -> BaseException | None:

@@ -14,8 +14,8 @@ from deployments.manifest import ROOT
 from tests import returns
 
 REFUSED: dict[str, str] = {
-    "frame": "its result",
-    "raw": "its result",
+    "frame": "Failed to serialize object of type 'Frame'",
+    "raw": "Failed to serialize object of type 'bytes'",
     "generator": "its result",
     "secret": "asterisks",
     "excluded": "Partial.lost",
@@ -32,9 +32,8 @@ def results(
     prefect_server: TemporaryServer, worker: object, tmp_path_factory: pytest.TempPathFactory
 ) -> Results:
     """Run each flow as a child, and return the results and the errors by name."""
-    manifest = json.loads((ROOT / "tests" / "returns.json").read_text()) if False else {}
     directory = str(ROOT)
-    manifest = {
+    manifest: dict[str, Any] = {
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": directory}}],
         "deployments": [
             {
