@@ -1,7 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
+OTHER := .other-prefect
+COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links $(UPGRADE) pyproject.toml
 
-.PHONY: demo test test-all test-docker bench lint check deploy up down lock clean
+.PHONY: demo test test-all test-docker test-prefect bench lint check deploy up down lock clean
 
 demo: .venv/installed
 	@$(BIN)/python -m deployments demo $(ARGS)
@@ -14,6 +16,14 @@ test-all: lint
 
 test-docker: .venv/installed
 	@$(BIN)/python -m pytest tests/docker $(ARGS)
+
+# With another Prefect than the lock's: `make test-prefect PREFECT=3.8.8`; without, the newest.
+# In a clone of the last commit, with a lock and a `.venv` of its own, since runs use that.
+test-prefect: .venv/installed
+	@rm -rf $(OTHER) && git clone -q . $(OTHER)
+	@echo 'prefect$(if $(PREFECT),==$(PREFECT))' >$(OTHER)/.git/prefect.txt
+	@$(MAKE) -C $(OTHER) -o .venv/installed lock BIN=../$(BIN) UPGRADE='--upgrade-package prefect --override .git/prefect.txt'
+	@$(MAKE) -C $(OTHER) test
 
 bench: .venv/installed
 	@$(BIN)/python -m benchmarks.fan_out $(ARGS)
@@ -36,11 +46,11 @@ down: .venv/installed
 	@$(BIN)/python -m deployments down $(ARGS)
 
 lock: .venv/installed
-	$(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.txt
-	$(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	$(COMPILE) -o requirements.txt
+	$(COMPILE) --extra dev -c requirements.txt -o requirements-dev.txt
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(OTHER) .mypy_cache .pytest_cache .ruff_cache
 
 # The lock is a constraint, too: pip before 23.3 looks for `sqlalchemy[asyncio]` without its pin.
 .venv/installed: requirements-dev.txt

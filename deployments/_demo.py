@@ -32,32 +32,32 @@ REFRESH_SECONDS = 0.5
 COLORS = {"COMPLETED": "green", "RUNNING": "blue", "FAILED": "red", "CRASHED": "red"}
 
 
-class DemoFailed(Exception):
-    """Tell why the demo's parent did not complete."""
-
-
 def run_demo(
     parameters: dict[str, Any],
     console: Console,
     show: Callable[[Any], None],
+    tell: Callable[[str], None],
     keep: bool,
-) -> None:
+) -> bool:
     """Run the parent deployment on a temporary server with a worker, and stop them.
 
     Args:
         parameters: Of the parent.
         console: For the progress.
         show: Gets the parent's result.
+        tell: Gets the reason where there is none.
         keep: Leave server and worker up until interrupted.
 
+    Returns:
+        Whether the parent completed.
+
     Raises:
-        DemoFailed: The parent did not complete.
         RuntimeError: The server, the worker or the deployment failed.
     """
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prefect-demo-")))
         with console.status("Starting a temporary Prefect server ..."):
-            server = stack.enter_context(temporary_server(home))
+            server = stack.enter_context(temporary_server(home, check_log=False))
         stack.enter_context(
             temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: server.home})
         )
@@ -67,16 +67,18 @@ def run_demo(
             stack.enter_context(temporary_worker(server, NAME))
         # Last in, first out: from here on a second Ctrl-C does not keep the rest from stopping.
         stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
-        try:
-            show(asyncio.run(_run_parent(parameters, console)))
-        except DemoFailed as error:
+        result, failure = asyncio.run(_run_parent(parameters, console))
+        if failure is None:
+            show(result)
+        else:
             log = tail(server.home / f"worker-{NAME}.log")
-            raise DemoFailed(f"{error}\nThe worker's log ends with:\n{log}") from None
+            tell(f"{failure}\nThe worker's log ends with:\n{log}")
         if keep:
-            console.print(
-                f"\nThe Prefect UI is at {server.api_url.removesuffix('/api')} until Ctrl-C."
-            )
-            signal.pause()
+            ui = server.api_url.removesuffix("/api")
+            console.print(f"\nThe Prefect UI is at {ui} until Ctrl-C.")
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.pause()
+    return failure is None
 
 
 async def _deploy(server: TemporaryServer) -> None:
@@ -85,15 +87,16 @@ async def _deploy(server: TemporaryServer) -> None:
     await asyncio.to_thread(run_prefect_deploy, server.env, "--name", NAME)
 
 
-async def _run_parent(parameters: dict[str, Any], console: Console) -> Any:
+async def _run_parent(parameters: dict[str, Any], console: Console) -> tuple[Any, str | None]:
+    """Return the parent's result, or None and why there is none."""
     async with get_client() as client:
         parent = await arun_deployment(PARENT, client=client, parameters=parameters, timeout=0)
         console.print(f"{PARENT} runs: {url_for(parent)}", soft_wrap=True)
         parent = await _follow(client, parent, console)
     state = parent.state
     if state is None or not state.is_completed():
-        raise DemoFailed(f"{PARENT} ended as {state and state.name}: {state and state.message}")
-    return await state.aresult(raise_on_failure=False)
+        return None, f"{PARENT} ended as {state and state.name}: {state and state.message}"
+    return await state.aresult(raise_on_failure=False), None
 
 
 async def _follow(client: PrefectClient, parent: FlowRun, console: Console) -> FlowRun:
@@ -107,8 +110,11 @@ async def _follow(client: PrefectClient, parent: FlowRun, console: Console) -> F
             )
             live.update(_table(parent, runs), refresh=True)
             if parent.state and parent.state.is_final():
-                return parent
+                break
             await asyncio.sleep(REFRESH_SECONDS)
+    if not console.is_terminal:
+        console.line()  # elsewhere `Live` leaves the table's last line open
+    return parent
 
 
 def _table(parent: FlowRun, children: list[FlowRun]) -> Table:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import prefect
 
+from deployments._server_log import check_server_log
 from deployments.manifest import ROOT
 
 DATABASE_URL = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
@@ -47,6 +48,7 @@ def temporary_server(
     *,
     own: Mapping[str, str] | None = None,
     settings: Path | None = ROOT / "prefect.toml",
+    check_log: bool = True,
 ) -> Iterator[TemporaryServer]:
     """Run a Prefect server on 127.0.0.1, by default on a free port, with a database in `home`.
 
@@ -55,9 +57,11 @@ def temporary_server(
         port: To listen at.
         own: Environment variables of the server alone, such as that of another database.
         settings: Prefect's settings for it, and for workers that run in `home`.
+        check_log: Refuse errors in its log, once it has ended.
 
     Raises:
         RuntimeError: It did not come up.
+        ServerFailed: It logged an error that a sound server does not log.
     """
     home = home.resolve()
     if settings:
@@ -75,8 +79,11 @@ def temporary_server(
             return True
         return False
 
-    with run_process(command, env=env | own, log=home / "server.log", ready=healthy):
+    log = home / "server.log"
+    with run_process(command, env=env | own, log=log, ready=healthy):
         yield TemporaryServer(home, api_url, env)
+    if check_log:
+        check_server_log(log)
 
 
 def _env(home: Path) -> dict[str, str]:

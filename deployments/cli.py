@@ -63,17 +63,22 @@ def demo(
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
     try:
-        _demo.run_demo(_check(parameters), progress, _print_json if json else _print_report, keep)
-    except (_demo.DemoFailed, RuntimeError, ValueError) as error:
+        show = _print_json if json else _print_report
+        completed = _demo.run_demo(_check(parameters), progress, show, _print_error, keep)
+    except (RuntimeError, ValueError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        sys.exit(0 if keep else 130)
-    if not json:
+        sys.exit(130)
+    if not keep and not (completed and json):
         progress.print(
             "\nGo on: `make demo ARGS=--keep` leaves the Prefect UI up; README.md, "
-            "“Make it yours”, says how to put your own flows in.",
+            "“Make it yours”, says how to put your own flows in."
+            if completed
+            else "\nIts server is gone: `make demo ARGS=--keep` leaves it up, to look at the runs.",
             style="dim",
         )
+    if not completed:
+        sys.exit(1)
 
 
 @app.command
@@ -206,5 +211,9 @@ def _print_report(report: dict[str, Any]) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    progress.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    _print_error(message)
     sys.exit(1)
+
+
+def _print_error(message: str) -> None:
+    progress.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)

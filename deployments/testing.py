@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -25,9 +27,25 @@ from deployments._processes import TemporaryServer, temporary_server, temporary_
 from deployments.manifest import Manifest
 
 
+def pytest_configure() -> None:
+    """Let SIGTERM end the tests as Ctrl-C does: servers and workers are stopped first."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    # A job in the background inherits that SIGINT is ignored, and so would its workers, which
+    # SIGTERM could then not end: they make SIGINT of it (setup_signal_handlers_worker).
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_IGN)  # another one does not keep the rest from stopping
+    signal.default_int_handler(signum, frame)
+
+
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporaryServer]:
-    """Run a Prefect server for the session, and make it the one that flows and clients use."""
+    """Run a Prefect server for the session, and make it the one that flows and clients use.
+
+    In the end the session fails if the server has logged an error.
+    """
     with (
         temporary_server(tmp_path_factory.mktemp("prefect")) as server,
         temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: server.home}),

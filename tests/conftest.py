@@ -1,16 +1,11 @@
 import os
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from deployments.manifest import ROOT
-
-# A job in the background inherits that SIGINT is ignored, and so would its workers, which
-# SIGTERM could then not end: they make SIGINT of it (setup_signal_handlers_worker).
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

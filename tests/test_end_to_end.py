@@ -1,6 +1,7 @@
 """The shipped flows as deployments, on a real server with a real worker."""
 
 import asyncio
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
     ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
     TaskRunFilter,
     TaskRunFilterFlowRunId,
 )
@@ -19,6 +24,8 @@ from prefect.deployments import arun_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 
 from deployments._check import check_server
+from deployments._deploy import run_prefect_deploy
+from deployments._processes import TemporaryServer
 from deployments.manifest import ROOT, Manifest, WorkPool
 from flows.delay_report import DelayReport
 from tests.waiting import children_of, read_graph, wait_for
@@ -178,3 +185,46 @@ async def test_check_tells_what_the_server_lacks(tmp_path: Path) -> None:
             "work pool other does not exist: `python -m deployments deploy`",
             "flight-delays/elsewhere is not deployed: `python -m deployments deploy elsewhere`",
         ]
+
+
+async def test_a_schedule_makes_runs_that_run(
+    prefect_server: TemporaryServer, tmp_path: Path
+) -> None:
+    """Prefect's cron takes seconds as a sixth field, so nobody waits for the next minute."""
+    deployment = {
+        "name": "scheduled",
+        "entrypoint": "tests/faults/flows.py:step",
+        "parameters": {"name": "by cron"},
+        "schedules": [{"cron": "* * * * * */10"}],
+        "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
+        "work_pool": {
+            "name": "local",
+            "job_variables": {
+                "working_dir": str(ROOT),
+                "command": ".venv/bin/python -m prefect.engine",
+            },
+        },
+    }
+    file = tmp_path / "prefect.yaml"
+    file.write_text(json.dumps({"deployments": [deployment]}))
+    options = ["--all", "--prefect-file", str(file)]
+    await asyncio.to_thread(run_prefect_deploy, prefect_server.env, *options)
+    async with get_client() as client:
+        deployed = await client.read_deployment_by_name("step/scheduled")
+        of_schedule = FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[deployed.id]),
+            state=FlowRunFilterState(name=FlowRunFilterStateName(not_any_=["Scheduled"])),
+        )
+
+        async def final() -> FlowRun | None:
+            runs = await client.read_flow_runs(flow_run_filter=of_schedule)
+            return next((run for run in runs if run.state and run.state.is_final()), None)
+
+        try:
+            run = await wait_for(final, "a run of the schedule ends")
+        finally:
+            await client.delete_deployment(deployed.id)
+    assert run.state is not None
+    assert run.state.is_completed(), run.state
+    assert run.auto_scheduled
+    assert (run.name, await run.state.aresult()) == ("by cron", len("by cron"))

@@ -6,14 +6,16 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deployments._processes import free_port
+from deployments._server_log import check_server_log
 from deployments.manifest import ROOT
+from tests.waiting import processes_of, wait_until
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
@@ -99,27 +101,47 @@ def test_a_demo_that_fails_says_why_and_ends_with_1(
 ) -> None:
     done = bash(".venv/bin/python -m deployments demo --airports XXX", checkout, clean_env)
     assert done.returncode == 1
+    assert re.search("^error: flight-delays/local ended as Failed", done.stderr, re.MULTILINE)
     assert "airport-delays/local 'XXX 2013-01' failed" in done.stderr
     assert "XXX.csv.gz does not exist" in done.stderr
+    assert "`make demo ARGS=--keep` leaves it up" in done.stderr
 
 
-def wait_until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < deadline, f"waited {SECONDS} s in vain until {what}"
-        time.sleep(0.2)
+@pytest.mark.slow
+def test_a_failed_demo_that_is_kept_stays_up_until_it_is_interrupted(
+    checkout: Path, clean_env: dict[str, str], tmp_path: Path
+) -> None:
+    with running_demo(checkout, clean_env, tmp_path, "--keep", "--airports", "XXX") as (demo, log):
+        wait_until(lambda: "until Ctrl-C" in log.read_text() or demo.poll() is not None, "it ends")
+        assert demo.poll() is None, log.read_text()
+        text = log.read_text()
+        assert text.index("\nerror: flight-delays/local ended as Failed") < text.index("Prefect UI")
+        (url,) = re.findall("Prefect UI is at (.*) until Ctrl-C", text)
+        with urllib.request.urlopen(f"{url}/api/health") as answer:
+            assert answer.status == 200
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 1
+        assert log.read_text() == text, "it is told once"
 
 
-def processes_of(home: str) -> list[str]:
-    """The ids of live processes whose environment names a directory."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if home.encode() in (process / "environ").read_bytes():
-                found.append(process.name)
-        except OSError:
-            continue
-    return found
+@contextlib.contextmanager
+def running_demo(
+    checkout: Path, env: dict[str, str], directory: Path, *options: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A demo whose temporary files are in a directory, and its log."""
+    with (directory / "log").open("wb") as log:
+        demo = subprocess.Popen(
+            [".venv/bin/python", "-m", "deployments", "demo", *options],
+            cwd=checkout,
+            env=env | {"TMPDIR": str(directory)},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield demo, directory / "log"
+    finally:
+        demo.terminate()
+        demo.wait(60)
 
 
 @pytest.mark.parametrize(
@@ -128,18 +150,10 @@ def processes_of(home: str) -> list[str]:
 def test_an_interrupted_demo_leaves_nothing_running(
     checkout: Path, clean_env: dict[str, str], tmp_path: Path, how: signal.Signals
 ) -> None:
-    env = clean_env | {"TMPDIR": str(tmp_path)}
-    with (tmp_path / "log").open("wb") as log:
-        demo = subprocess.Popen(
-            [".venv/bin/python", "-m", "deployments", "demo", "--keep"],
-            cwd=checkout,
-            env=env,
-            stdout=log,
-            stderr=log,
-        )
-    wait_until(lambda: "└" in (tmp_path / "log").read_text() or demo.poll() is not None, "it runs")
-    demo.send_signal(how)
-    demo.wait(60)
+    with running_demo(checkout, clean_env, tmp_path, "--keep") as (demo, log):
+        wait_until(lambda: "└" in log.read_text() or demo.poll() is not None, "it runs")
+        demo.send_signal(how)
+        demo.wait(60)
     wait_until(lambda: processes_of(str(tmp_path)) == [], "all that it started has ended")
     assert list(tmp_path.glob("prefect-demo-*")) == []
 
@@ -189,3 +203,4 @@ def test_an_own_server_a_worker_elsewhere_and_a_run(
             logs = worker_log.read_text() + server_log.read_text()
             assert done.returncode == 0, done.stdout + done.stderr + logs
             assert "Completed" in done.stdout + done.stderr
+    check_server_log(server_log)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
 
@@ -30,6 +31,25 @@ async def wait_for(
             raise AssertionError(f"waited {seconds:g} s in vain until {what}")
         await asyncio.sleep(0.2)
     return value
+
+
+def wait_until(true: Callable[[], bool], what: str, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
+        time.sleep(0.2)
+
+
+def processes_of(home: str) -> list[str]:
+    """The ids of live processes whose environment names a directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if home.encode() in (process / "environ").read_bytes():
+                found.append(process.name)
+        except OSError:
+            continue
+    return found
 
 
 async def children_of(client: PrefectClient, parent: FlowRun) -> list[FlowRun]:

@@ -7,7 +7,7 @@ import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from deployments._stack import API_URL
+from deployments._processes import free_port
 from deployments.manifest import ROOT
 from tests.conftest import inner_env
 from tests.docker.engine import docker, find_images, running_engine
@@ -62,6 +62,9 @@ class Stack:
         self._clone = clone
         # What only a worker's own machine knows must not get into containers.
         self._env = inner_env() | images | {"HOME": str(home), "PREFECT_HOME": str(home)}
+        # Another port than by default: nothing may rely on that one.
+        port = self._env["SERVER_PORT"] = str(free_port())
+        self.api_url = f"http://127.0.0.1:{port}/api"
 
     def make(self, *arguments: str, **env: str) -> str:
         done = subprocess.run(
@@ -103,7 +106,7 @@ def stack(commands: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     try:
         commands.make("up")
         home = tmp_path_factory.mktemp("prefect")
-        with temporary_settings({PREFECT_API_URL: API_URL, PREFECT_HOME: home}):
+        with temporary_settings({PREFECT_API_URL: commands.api_url, PREFECT_HOME: home}):
             yield commands
     finally:
         commands.make("down", "ARGS=--volumes")

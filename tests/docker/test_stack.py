@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
@@ -14,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.states import Cancelling
 
-from deployments._stack import API_URL
+from deployments._server_log import find_errors
 from tests.docker.conftest import SECRET, Stack, no_container_is_left
 from tests.docker.engine import docker
 from tests.waiting import children_of, ended, in_states, outcome, read_graph, wait_for
@@ -75,7 +77,7 @@ async def test_the_parent_runs_its_children_in_containers(
 
 
 def test_the_ui_is_served(stack: Stack) -> None:
-    with urllib.request.urlopen(API_URL.replace("/api", "/")) as page:
+    with urllib.request.urlopen(stack.api_url.replace("/api", "/")) as page:
         assert page.headers.get_content_type() == "text/html"
 
 
@@ -88,7 +90,7 @@ async def test_a_parent_as_a_process_of_the_stack(stack: Stack, client: PrefectC
 
 async def test_check_finds_nothing_wrong(stack: Stack, client: PrefectClient) -> None:
     arguments = "ARGS=docker --server"  # the results of `local` are in a volume, too
-    assert "agree" in stack.make("check", arguments, PREFECT_API_URL=API_URL)
+    assert "agree" in stack.make("check", arguments, PREFECT_API_URL=stack.api_url)
 
 
 async def test_containers_get_what_they_need_and_no_more(
@@ -109,6 +111,13 @@ async def test_containers_get_what_they_need_and_no_more(
     assert set(details["NetworkSettings"]["Networks"]) == {"parent-flows"}
     release(stack, "seen")
     await ended(client, parent)
+
+
+def test_a_taken_port_is_refused_before_anything_is_built(stack: Stack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(AssertionError, match=f"error: port {port} of this machine is taken"):
+            stack.make("up", SERVER_PORT=port)
 
 
 async def test_nothing_listens_beyond_this_machine(stack: Stack) -> None:
@@ -177,6 +186,14 @@ async def test_a_killed_parent_leaves_no_container(stack: Stack, client: Prefect
     await wait_for(no_container_is_left, "its containers are removed")
 
 
+@pytest.mark.parametrize("service", ["server", "services"])
+def test_no_error_in_the_log(stack: Stack, service: str) -> None:
+    """Before the tests that restart things, which tell of lost connections."""
+    command = ["docker", "logs", stack.container(service)]
+    log = subprocess.check_output(command, stderr=subprocess.STDOUT, text=True)
+    assert find_errors(log) == []
+
+
 @pytest.mark.parametrize("service", ["server", "postgres", "redis"])
 async def test_a_service_is_restarted_midway(
     stack: Stack, client: PrefectClient, service: str
@@ -209,7 +226,7 @@ async def test_the_image_holds_no_secret_and_is_not_of_root(stack: Stack) -> Non
 async def test_a_change_of_the_code_keeps_the_layer_of_the_lock(stack: Stack) -> None:
     before = layers(stack.image())
     stack.commit("flows/more.py", "")
-    stack.make("deploy", "ARGS=docker", PREFECT_API_URL=API_URL)
+    stack.make("deploy", "ARGS=docker", PREFECT_API_URL=stack.api_url)
     after = layers(stack.image())
     assert before != after
     assert before[:-1] == after[:-1]
@@ -226,6 +243,6 @@ def test_basic_authentication_is_one_variable(stack: Stack) -> None:
     password = {"PREFECT_API_AUTH_STRING": "admin:of-a-test"}
     stack.make("up", **password)
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{API_URL}/admin/version")
+        urllib.request.urlopen(f"{stack.api_url}/admin/version")
     arguments = "ARGS=docker --server"
-    assert "agree" in stack.make("check", arguments, PREFECT_API_URL=API_URL, **password)
+    assert "agree" in stack.make("check", arguments, PREFECT_API_URL=stack.api_url, **password)
