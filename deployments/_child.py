@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Coroutine, Iterable
 from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter
-from pydantic_core import to_jsonable_python
 
 from deployments._errors import ChildResultUnavailable
 from deployments._orphans import LEAVE_RUNNING
-from deployments._parameters import bind, check_json, to_json, type_hints, validate, with_defaults
+from deployments._parameters import (
+    bind,
+    to_json,
+    to_json_option,
+    to_json_untyped,
+    type_hints,
+    validate,
+    with_defaults,
+)
 from deployments._parent import ParentRun
 from deployments._run import ChildRun
 from deployments._submit import Call
@@ -77,20 +85,30 @@ def child(
         timeout: Seconds from the call after which the result is not waited for any more:
             `ChildTimedOut` is raised, and the run cancelled.
         key: The identity of the call when its parent is retried, where the child's
-            parameters are not.
+            parameters and job variables are not. Each call of a deployment has its own.
         leave_running: Never cancel the run, neither when the caller is cancelled nor when the
             parent ends; it gets the tag `leave-running`. For `.submit()` and forget.
 
     Raises:
-        TypeError: `returns` with a flow, or `deployment` with a name.
-        ValueError: The name is not `flow-name/deployment-name`, or the timeout not positive.
+        TypeError: The target is neither a flow nor a name; `returns` with a flow, or `deployment`
+            with a name; or an option is of another type.
+        ValueError: The name is not `flow-name/deployment-name`, the timeout not positive, or the
+            job variables can't be passed as JSON.
     """
+    where = f"child({_name_of(target)})"
     if timeout is not None and timeout <= 0:
-        name = target if isinstance(target, str) else target.name
-        raise ValueError(f"child({name}): timeout must be positive, not {timeout:g} seconds")
+        raise ValueError(f"{where}: timeout must be positive, not {timeout:g} seconds")
+    if isinstance(tags, str):
+        raise TypeError(f"{where}: tags must be several, not a text: [{tags!r}]")
+    if not isinstance(job_variables, dict | None):
+        raise TypeError(f"{where}: job_variables must be a dict, not {job_variables!r}")
     if leave_running:
         tags = [*tags, LEAVE_RUNNING]
-    options: dict[str, Any] = {"tags": tuple(tags), "job_variables": job_variables, "key": key}
+    options: dict[str, Any] = {
+        "tags": tuple(tags),
+        "job_variables": job_variables and to_json_option(f"{where}: job_variables", job_variables),
+        "key": key,
+    }
     if name is not None:
         options["name"] = name
     if isinstance(target, str):
@@ -142,14 +160,12 @@ class Child(Generic[P, R]):
         """Start the deployment without waiting for it.
 
         Raises:
-            TypeError, ValueError: The arguments don't fit the flow; nothing was created.
+            TypeError, ValueError: The arguments don't fit the flow, would arrive as others, or
+                the key is that of an earlier call; nothing was created.
             ChildNotDeployed: The deployment does not exist.
         """
         parent = ParentRun.current()
         inputs, parameters, run_name = self._prepare(args, kwargs)
-        if stand_in := stand_ins.get(self._flow_name):
-            named = {"name": run_name} | self._options
-            return await self._run_stand_in(parent, stand_in, parameters, named["name"])
         deployment = self._deployment_name or await parent.deployment_name()
         call = Call(
             deployment=f"{self._flow_name}/{deployment}",
@@ -157,6 +173,9 @@ class Child(Generic[P, R]):
             inputs=inputs,
             **{"name": run_name} | self._options,
         )
+        parent.submitter.claim(call)
+        if stand_in := stand_ins.get(self._flow_name):
+            return await self._run_stand_in(parent, stand_in, parameters, call.name)
         flow_run = await parent.submitter.submit(call)
         run = self._handle(parent, call, flow_run)
         parent.logger.info("Child %s: %s", run, run.url)
@@ -180,7 +199,7 @@ class Child(Generic[P, R]):
         if self._flow is None:
             if args:
                 raise TypeError(f"{self._flow_name}: a child called by name takes keywords only")
-            return kwargs, check_json(self._flow_name, to_jsonable_python(kwargs)), None
+            return kwargs, to_json_untyped(self._flow_name, kwargs), None
         inputs = bind(self._flow, args, kwargs)
         arguments = validate(self._flow, inputs)
         # Named as Prefect will name it when it starts: until then, it would have a random name.
@@ -189,7 +208,7 @@ class Child(Generic[P, R]):
             name = name.format(**with_defaults(self._flow, arguments))
         else:
             name = None
-        return inputs, to_json(self._flow, arguments), name
+        return inputs, to_json(self._flow, inputs, arguments), name
 
     async def _run_stand_in(
         self,
@@ -207,6 +226,25 @@ class Child(Generic[P, R]):
         final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
         final.set_result(flow_run)
         return ChildRun(parent, self._flow_name, flow_run, final, self._returns, self._timeout)
+
+
+def _name_of(target: Any) -> str:
+    """Return what names a child in errors.
+
+    Raises:
+        TypeError: It is no child.
+    """
+    if isinstance(target, Flow):
+        return target.name
+    if isinstance(target, str):
+        return target
+    if inspect.iscoroutine(target):
+        target.close()  # or Python warns that it was never awaited
+    elif inspect.isroutine(target):
+        raise TypeError(f"child({target.__name__}): a function is not a flow: put @flow on it")
+    raise TypeError(
+        f"child() takes a flow itself, not its result, a {type(target).__name__}: child(f)(x)"
+    )
 
 
 def _adapter(returns: Any) -> TypeAdapter[Any]:

@@ -9,11 +9,10 @@ import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 import deployments
 from deployments import ChildFailed, ChildNotDeployed, ChildResultUnavailable, child, parent_flow
-from deployments._parameters import to_json
 from deployments.testing import Stubs
 from flows.airport_delays import AirportDelays, airport_delays
 from flows.delay_report import DelayReport, delay_report
@@ -237,27 +236,6 @@ async def test_odd_signatures_and_types_work(stubs: Stubs) -> None:
     plain, with_more = (parameters for _, parameters in stubs.calls)
     assert plain == {"first": 1}
     assert with_more == {"first": 1, "rest": [2, 3], "named": {"colour": "red"}}
-
-
-@flow
-def secretive(password: SecretStr) -> None:
-    raise NotImplementedError(str(password))
-
-
-async def test_a_secret_is_not_passed_as_asterisks(prefect_server: object) -> None:
-    @parent_flow
-    async def parent() -> None:
-        await child(secretive)(SecretStr("swordfish"))
-
-    with pytest.raises(ValueError, match="secretive: a secret would be passed as"):
-        await parent()
-
-
-def test_a_set_is_passed_in_the_same_order_in_every_process() -> None:
-    @flow
-    def tagged(tags: set[str]) -> None: ...
-
-    assert to_json(tagged, {"tags": {"c", "a", "b"}}) == {"tags": ["a", "b", "c"]}
 
 
 def test_errors_can_be_pickled() -> None:
