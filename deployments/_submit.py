@@ -295,14 +295,17 @@ class Submitter:
             ),
             self._give_up_after,
         )
-        return request.fields | {"parent_task_run_id": str(task_run.id)}
+        return request.fields | {"parent_task_run_id": task_run.id}
 
     async def _create_in_bulk(
         self, deployment: DeploymentResponse, creations: list[dict[str, Any]]
     ) -> dict[str, FlowRun]:
         """Create runs with one request, and return those that are there then, by their keys."""
         state = to_state_create(Scheduled()).model_dump(mode="json", exclude_unset=True)
-        body = [creation | {"state": state} for creation in creations]
+        body = [
+            creation | {"parent_task_run_id": str(creation["parent_task_run_id"]), "state": state}
+            for creation in creations
+        ]
         # What counts is what is there then. The answer may call runs created that the transaction
         # then lost; and where the database was locked, it says 200, and nothing is there.
         keys = FlowRunFilterIdempotencyKey(any_=[each["idempotency_key"] for each in creations])
