@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Coroutine, Iterable
-from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter
+from typing_extensions import TypeForm
 
 from deployments._errors import ChildResultUnavailable
 from deployments._orphans import LEAVE_RUNNING
@@ -28,9 +29,26 @@ from deployments._submit import Call
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 # Flows that stand in for children in tests, by flow name: see `deployments.testing`.
 stand_ins: dict[str, Flow[..., Coroutine[Any, Any, Any]]] = {}
+
+
+class AnyFlow(Protocol[P, R_co]):
+    """A flow, for type checkers: they differ in the type of what an `async def` returns.
+
+    For mypy it is a `Coroutine`, for editors a `CoroutineType`, and `Flow` takes no subtype.
+    """
+
+    @property
+    def fn(self) -> Callable[P, R_co]:
+        """The function."""
+        ...
+
+    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Do what a task, for one, can't do."""
+        ...
 
 
 class Options(TypedDict, total=False):
@@ -46,21 +64,21 @@ class Options(TypedDict, total=False):
 
 @overload
 def child(
-    target: Flow[P, Coroutine[Any, Any, R]],
+    target: AnyFlow[P, Coroutine[Any, Any, R]],
     *,
     deployment: str | None = ...,
     **options: Unpack[Options],
 ) -> Child[P, R]: ...
 @overload
 def child(
-    target: Flow[P, R], *, deployment: str | None = ..., **options: Unpack[Options]
+    target: AnyFlow[P, R], *, deployment: str | None = ..., **options: Unpack[Options]
 ) -> Child[P, R]: ...
 @overload
-def child(target: str, *, returns: type[R], **options: Unpack[Options]) -> Child[..., R]: ...
+def child(target: str, *, returns: TypeForm[R], **options: Unpack[Options]) -> Child[..., R]: ...
 @overload
 def child(target: str, **options: Unpack[Options]) -> Child[..., Any]: ...
 def child(
-    target: Flow[..., Any] | str,
+    target: Any,
     *,
     returns: Any = Any,
     deployment: str | None = None,
@@ -95,7 +113,9 @@ def child(
         ValueError: The name is not `flow-name/deployment-name`, the timeout not positive, or the
             job variables can't be passed as JSON.
     """
-    where = f"child({_name_of(target)})"
+    if not isinstance(target, Flow | str):
+        raise TypeError(_no_flow(target))
+    where = f"child({target if isinstance(target, str) else target.name})"
     if timeout is not None and timeout <= 0:
         raise ValueError(f"{where}: timeout must be positive, not {timeout:g} seconds")
     if isinstance(tags, str):
@@ -167,11 +187,12 @@ class Child(Generic[P, R]):
         parent = ParentRun.current()
         inputs, parameters, run_name = self._prepare(args, kwargs)
         deployment = self._deployment_name or await parent.deployment_name()
+        options: dict[str, Any] = {"name": run_name} | self._options
         call = Call(
             deployment=f"{self._flow_name}/{deployment}",
             parameters=parameters,
             inputs=inputs,
-            **{"name": run_name} | self._options,
+            **options,
         )
         parent.submitter.claim(call)
         if stand_in := stand_ins.get(self._flow_name):
@@ -228,23 +249,14 @@ class Child(Generic[P, R]):
         return ChildRun(parent, self._flow_name, flow_run, final, self._returns, self._timeout)
 
 
-def _name_of(target: Any) -> str:
-    """Return what names a child in errors.
-
-    Raises:
-        TypeError: It is no child.
-    """
-    if isinstance(target, Flow):
-        return target.name
-    if isinstance(target, str):
-        return target
+def _no_flow(target: Any) -> str:
+    """Return why something can't be called as a child."""
+    if inspect.isroutine(target):
+        return f"child({target.__name__}): a function is not a flow: put @flow on it"
     if inspect.iscoroutine(target):
         target.close()  # or Python warns that it was never awaited
-    elif inspect.isroutine(target):
-        raise TypeError(f"child({target.__name__}): a function is not a flow: put @flow on it")
-    raise TypeError(
-        f"child() takes a flow itself, not its result, a {type(target).__name__}: child(f)(x)"
-    )
+    kind = type(target).__name__
+    return f"child() takes the flow itself, not its result, a {kind}: child(f)(x), not child(f(x))"
 
 
 def _adapter(returns: Any) -> TypeAdapter[Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import inspect
 import pickle
 from typing import Annotated, Any, assert_type
 
@@ -213,29 +214,44 @@ async def test_a_child_that_is_not_deployed_says_what_to_do(deployed: object) ->
         await parent("moon")
 
 
+DAY = dt.date(2013, 1, 1)
+
+
+async def sleep(seconds: float) -> None:
+    raise NotImplementedError
+
+
 class Plain:
     """A class that pydantic does not know."""
 
 
 @flow(flow_run_name="{first}")
-def odd(first: int, /, *rest: int, **named: str) -> Plain:
-    raise NotImplementedError(f"{first} {rest} {named}")
+def odd(first: int, /, rest: Plain | None = None) -> Plain:
+    raise NotImplementedError(f"{first} {rest}")
 
 
 async def test_odd_signatures_and_types_work(stubs: Stubs) -> None:
     @parent_flow
-    async def parent(more: bool) -> Any:
-        if more:
-            return await child(odd)(1, 2, 3, colour="red")
+    async def parent() -> Any:
         return await child(odd)(1)
 
     stubs.returns(odd, None)
-    for more in (False, True):
-        with pytest.raises(ChildResultUnavailable, match="instance of Plain"):
-            await parent(more)
-    plain, with_more = (parameters for _, parameters in stubs.calls)
-    assert plain == {"first": 1}
-    assert with_more == {"first": 1, "rest": [2, 3], "named": {"colour": "red"}}
+    with pytest.raises(ChildResultUnavailable, match="instance of Plain"):
+        await parent()
+    assert stubs.calls == [("odd", {"first": 1})]
+
+
+async def test_a_key_names_one_call(stubs: Stubs) -> None:
+    @parent_flow
+    async def parent() -> None:
+        await child(measure, key="the box")("box")
+        await child(measure, key="the box", deployment="other")("box")
+        await child(measure, key="the box")("chest")
+
+    stubs.returns(measure, {"width": 1, "made": DAY})
+    with pytest.raises(ValueError, match="measure/local: key 'the box' is that of an earlier call"):
+        await parent()
+    assert [parameters["thing"] for _, parameters in stubs.calls] == ["box", "box"]
 
 
 def test_errors_can_be_pickled() -> None:
@@ -251,11 +267,27 @@ def test_errors_can_be_pickled() -> None:
         (lambda: child(measure, returns=int), TypeError, "the flow's own annotation"),  # type: ignore[call-overload]
         (lambda: child(measure, timeout=0), ValueError, "timeout must be positive, not 0 seconds"),
         (lambda: child("a/b", deployment="c"), TypeError, "already in the name"),  # type: ignore[call-overload]
+        (lambda: child(Size(width=1, made=DAY)), TypeError, r"not its result, a Size: child\(f\)"),  # type: ignore[call-overload]
+        (lambda: child(sleep), TypeError, r"child\(sleep\): a function is not a flow: put @flow"),  # type: ignore[call-overload]
+        (lambda: child(measure, tags="gpu"), TypeError, r"child\(measure\): .*: \['gpu'\]"),
+        (lambda: child("a/b", job_variables=[]), TypeError, r"child\(a/b\): .* a dict, not \[\]"),  # type: ignore[call-overload]
+        (
+            lambda: child(measure, job_variables={"env": {"A": object()}}),
+            ValueError,
+            r"child\(measure\): job_variables can't be passed as JSON: .*object",
+        ),
     ],
 )
 def test_wrong_options_are_refused(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_the_coroutine_of_an_async_flow_is_closed() -> None:
+    called = sleep(1)
+    with pytest.raises(TypeError, match="the flow itself, not its result, a coroutine"):
+        child(called)  # type: ignore[call-overload]
+    assert inspect.getcoroutinestate(called) == inspect.CORO_CLOSED
 
 
 async def test_a_child_needs_a_parent_flow() -> None:
