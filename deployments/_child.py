@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Coroutine, Iterable
-from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
+import inspect
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
-from pydantic_core import to_jsonable_python
+from typing_extensions import TypeForm
 
 from deployments._errors import ChildTimedOut
 from deployments._orphans import LEAVE_RUNNING
-from deployments._parameters import bind, check_json, to_json, type_hints, validate, with_defaults
+from deployments._parameters import (
+    bind,
+    to_json,
+    to_json_option,
+    to_json_untyped,
+    type_hints,
+    validate,
+    with_defaults,
+)
 from deployments._parent import ParentRun
 from deployments._results import Returns
 from deployments._run import ChildRun
@@ -21,9 +30,26 @@ from deployments._submit import Call
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 # Flows that stand in for children in tests, by flow name: see `deployments.testing`.
 stand_ins: dict[str, Flow[..., Coroutine[Any, Any, Any]]] = {}
+
+
+class AnyFlow(Protocol[P, R_co]):
+    """A flow, for type checkers: they differ in the type of what an `async def` returns.
+
+    For mypy it is a `Coroutine`, for editors a `CoroutineType`, and `Flow` takes no subtype.
+    """
+
+    @property
+    def fn(self) -> Callable[P, R_co]:
+        """The function."""
+        ...
+
+    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Do what a task, for one, can't do."""
+        ...
 
 
 class Options(TypedDict, total=False):
@@ -39,21 +65,21 @@ class Options(TypedDict, total=False):
 
 @overload
 def child(
-    target: Flow[P, Coroutine[Any, Any, R]],
+    target: AnyFlow[P, Coroutine[Any, Any, R]],
     *,
     deployment: str | None = ...,
     **options: Unpack[Options],
 ) -> Child[P, R]: ...
 @overload
 def child(
-    target: Flow[P, R], *, deployment: str | None = ..., **options: Unpack[Options]
+    target: AnyFlow[P, R], *, deployment: str | None = ..., **options: Unpack[Options]
 ) -> Child[P, R]: ...
 @overload
-def child(target: str, *, returns: type[R], **options: Unpack[Options]) -> Child[..., R]: ...
+def child(target: str, *, returns: TypeForm[R], **options: Unpack[Options]) -> Child[..., R]: ...
 @overload
 def child(target: str, **options: Unpack[Options]) -> Child[..., Any]: ...
 def child(
-    target: Flow[..., Any] | str,
+    target: Any,
     *,
     returns: Any = Any,
     deployment: str | None = None,
@@ -78,20 +104,33 @@ def child(
         timeout: Seconds from the call after which the result is not waited for any more:
             `ChildTimedOut` is raised, and the run cancelled.
         key: The identity of the call when its parent is retried, where the child's
-            parameters are not.
+            parameters and job variables are not. Each call of a deployment has its own.
         leave_running: Never cancel the run, neither when the caller is cancelled nor when the
-            parent ends; it gets the tag `leave-running`. For `.submit()` and forget.
+            parent ends; it gets the tag `leave-running`. For `.submit()` and forget. Where the
+            parent is *cancelled*, Prefect's server still does (`monitor_subflow_runs`).
 
     Raises:
-        TypeError: `returns` with a flow, or `deployment` with a name.
-        ValueError: The name is not `flow-name/deployment-name`, or the timeout not positive.
+        TypeError: The target is neither a flow nor a name; `returns` with a flow, or `deployment`
+            with a name; or an option is of another type.
+        ValueError: The name is not `flow-name/deployment-name`, the timeout not positive, or the
+            job variables can't be passed as JSON.
     """
+    if not isinstance(target, Flow | str):
+        raise TypeError(_no_flow(target))
+    where = f"child({target if isinstance(target, str) else target.name})"
     if timeout is not None and timeout <= 0:
-        name = target if isinstance(target, str) else target.name
-        raise ValueError(f"child({name}): timeout must be positive, not {timeout:g} seconds")
+        raise ValueError(f"{where}: timeout must be positive, not {timeout:g} seconds")
+    if isinstance(tags, str):
+        raise TypeError(f"{where}: tags must be several, not a text: [{tags!r}]")
+    if not isinstance(job_variables, dict | None):
+        raise TypeError(f"{where}: job_variables must be a dict, not {job_variables!r}")
     if leave_running:
         tags = [*tags, LEAVE_RUNNING]
-    options: dict[str, Any] = {"tags": tuple(tags), "job_variables": job_variables, "key": key}
+    options: dict[str, Any] = {
+        "tags": tuple(tags),
+        "job_variables": job_variables and to_json_option(f"{where}: job_variables", job_variables),
+        "key": key,
+    }
     if name is not None:
         options["name"] = name
     if isinstance(target, str):
@@ -103,6 +142,8 @@ def child(
         return Child(flow_name, deployment, None, returns, timeout, options)
     if returns is not Any:
         raise TypeError(f"child({target.name}): the flow's own annotation tells what it returns")
+    if target.isgenerator:
+        raise TypeError(f"child({target.name}): what a flow yields has no result: return a list")
     returns = type_hints(target.name, target.fn).get("return", Any)
     return Child(target.name, deployment, target, returns, timeout, options)
 
@@ -143,7 +184,8 @@ class Child(Generic[P, R]):
         """Start the deployment without waiting for it.
 
         Raises:
-            TypeError, ValueError: The arguments don't fit the flow; nothing was created.
+            TypeError, ValueError: The arguments don't fit the flow, would arrive as others, or
+                the key is that of an earlier call; nothing was created.
             ChildNotDeployed: The deployment does not exist.
             ChildTimedOut: It could not be created in time.
         """
@@ -165,16 +207,17 @@ class Child(Generic[P, R]):
     ) -> ChildRun[R]:
         parent = ParentRun.current()
         inputs, parameters, run_name = self._prepare(args, kwargs)
-        if stand_in := stand_ins.get(self._flow_name):
-            named = {"name": run_name} | self._options
-            return await self._run_stand_in(parent, stand_in, parameters, named["name"])
         deployment = self._deployment_name or await parent.deployment_name()
+        options: dict[str, Any] = {"name": run_name} | self._options
         call = Call(
             deployment=f"{self._flow_name}/{deployment}",
             parameters=parameters,
             inputs=inputs,
-            **{"name": run_name} | self._options,
+            **options,
         )
+        parent.submitter.claim(call)
+        if stand_in := stand_ins.get(self._flow_name):
+            return await self._run_stand_in(parent, stand_in, parameters, call.name)
         flow_run = await parent.submitter.submit(call)
         again = None
         if flow_run.state and flow_run.state.is_completed():  # by an earlier attempt
@@ -198,7 +241,7 @@ class Child(Generic[P, R]):
         if self._flow is None:
             if args:
                 raise TypeError(f"{self._flow_name}: a child called by name takes keywords only")
-            return kwargs, check_json(self._flow_name, to_jsonable_python(kwargs)), None
+            return kwargs, to_json_untyped(self._flow_name, kwargs), None
         inputs = bind(self._flow, args, kwargs)
         arguments = validate(self._flow, inputs)
         # Named as Prefect will name it when it starts: until then, it would have a random name.
@@ -207,7 +250,7 @@ class Child(Generic[P, R]):
             name = name.format(**with_defaults(self._flow, arguments))
         else:
             name = None
-        return inputs, to_json(self._flow, arguments), name
+        return inputs, to_json(self._flow, inputs, arguments), name
 
     async def _run_stand_in(
         self,
@@ -225,3 +268,13 @@ class Child(Generic[P, R]):
         final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
         final.set_result(flow_run)
         return ChildRun(parent, self._flow_name, flow_run, final, self._returns)
+
+
+def _no_flow(target: Any) -> str:
+    """Return why something can't be called as a child."""
+    if inspect.isroutine(target):
+        return f"child({target.__name__}): a function is not a flow: put @flow on it"
+    if inspect.iscoroutine(target):
+        target.close()  # or Python warns that it was never awaited
+    kind = type(target).__name__
+    return f"child() takes the flow itself, not its result, a {kind}: child(f)(x), not child(f(x))"

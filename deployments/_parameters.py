@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any, NotRequired, cast, get_type_hints
 
 from prefect.flows import Flow
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, JsonValue, TypeAdapter
 from typing_extensions import TypedDict
+
+from deployments._json import holds_secret, sort_sets, stands_for, to_plain, to_text
 
 # The server refuses more (`prefect.server.api.validation`, PREFECT_SERVER_API_MAX_PARAMETER_SIZE).
 MAX_BYTES = 512 * 1024
-# What pydantic makes of a secret in JSON.
-MASKED = "**********"
+# What a run is given is the first of these of which it makes the same again. By default that is
+# what an author expects; a round trip leaves out what is computed, and keeps `Json` as text.
+DUMPS: tuple[dict[str, Any], ...] = (
+    {"by_alias": True},
+    {"by_alias": True, "round_trip": True},
+    {"round_trip": True},
+)
 
 
 def bind(flow: Flow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return a call's arguments by name, as given, without defaults.
 
     Raises:
-        TypeError: An argument is missing, unknown or given twice.
+        TypeError: An argument is missing, unknown or given twice; or no server would take them.
     """
+    for parameter in inspect.signature(flow.fn).parameters.values():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if variadic and parameter.name in (flow.parameters.required or ()):  # before Prefect 3.9
+            raise TypeError(
+                f"{flow.name}: this Prefect can't run a flow with {parameter}: take a list or a "
+                "dict instead"
+            )
     try:
         return dict(inspect.signature(flow.fn).bind(*args, **kwargs).arguments)
     except TypeError as error:
@@ -48,37 +61,112 @@ def validate_some(flow: Flow[..., Any], arguments: dict[str, Any]) -> dict[str, 
     return _adapter(flow.name, flow.fn, partial=True).validate_python(arguments)
 
 
-def to_json(flow: Flow[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return validated arguments as the JSON data that Prefect passes to a run.
+def to_json(
+    flow: Flow[..., Any], given: dict[str, Any], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Return validated arguments as JSON data of which the run makes equal arguments.
+
+    Args:
+        flow: What runs.
+        given: The arguments before they were validated.
+        arguments: The same, validated.
 
     Raises:
-        ValueError: JSON has no such value, or there is too much for the server.
+        ValueError: There is no such data, or too much for the server.
     """
-    adapter = _adapter(flow.name, flow.fn)
-    parameters = adapter.dump_python(arguments, mode="json", by_alias=True)
-    for name, value in arguments.items():
-        if isinstance(value, set | frozenset):  # its order differs from process to process
-            parameters[name] = sorted(parameters[name], key=json.dumps)
-    return check_json(flow.name, parameters)
+    parameters = {
+        name: _to_json(flow, name, given[name], argument) for name, argument in arguments.items()
+    }
+    return _check_size(flow.name, parameters)
 
 
-def check_json(flow_name: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return parameters if the server takes them.
+def to_json_untyped(flow_name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments as JSON data, where nothing is known of the flow.
 
     Raises:
-        ValueError: JSON has no such value, or there is too much for the server.
+        ValueError: There is no such data, or too much for the server.
     """
+    parameters = {
+        name: to_json_option(f"{flow_name}: parameter {name}", argument)
+        for name, argument in arguments.items()
+    }
+    return _check_size(flow_name, parameters)
+
+
+def to_json_option(where: str, value: Any) -> Any:
+    """Return a value as JSON data.
+
+    Raises:
+        ValueError: It has no such form, or holds a secret; the error begins with `where`.
+    """
+    _refuse_secret(where, value)
     try:
-        text = json.dumps(parameters, allow_nan=False)
-    except (TypeError, ValueError) as error:  # NaN would become null, silently
-        raise ValueError(f"{flow_name}: a parameter can't be passed as JSON: {error}") from None
-    if MASKED in text:
+        return to_plain(value)
+    except Exception as error:  # noqa: BLE001 - a serializer of the user's may raise anything
+        raise ValueError(f"{where} {_no_json(error)}") from None
+
+
+def _to_json(flow: Flow[..., Any], name: str, given: Any, argument: Any) -> Any:
+    where = f"{flow.name}: parameter {name}"
+    _refuse_secret(where, argument)
+    adapter = _adapter(flow.name, flow.fn, partial=True)
+
+    def dump(value: Any, options: dict[str, Any]) -> Any:
+        data = adapter.dump_python({name: value}, mode="json", **options)[name]
+        data = sort_sets(value, data)
+        to_text(data)
+        return data
+
+    problems: list[str] = []
+    dumps: list[Any] = []  # the first counts: an iterator can be dumped only once
+    for options in (*DUMPS, None):
+        try:
+            if options is None:
+                data = to_plain(given)
+            else:
+                dumps.append(data := dump(argument, options))
+        except Exception as error:  # noqa: BLE001 - a serializer of the user's may raise anything
+            problems.append(_no_json(error))
+            continue
+        try:
+            arrived = adapter.validate_python({name: data})[name]
+            if stands_for(arrived, argument) and all(
+                dump(arrived, DUMPS[0]) == each for each in dumps[:1]
+            ):
+                return data
+        except Exception as error:  # noqa: BLE001 - so may a validator
+            problems.append(f"would be refused when it arrives, as {_shown(data)}: {error}")
+        else:
+            problems.append(
+                f"would arrive as {_shown(arrived)}: let its type read what it writes as JSON"
+            )
+    raise ValueError(f"{where} {problems[0]}")
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:200]
+
+
+def _no_json(error: Exception) -> str:
+    return (
+        f"can't be passed as JSON: {error}: pass plain data, and large data by reference, such as "
+        "a path"
+    )
+
+
+def _refuse_secret(where: str, value: Any) -> None:
+    if holds_secret(value):
         raise ValueError(
-            f"{flow_name}: a secret would be passed as {MASKED}: pass the name of a Secret block"
+            f"{where}: a secret would be passed in the clear, or as asterisks: pass the name of a "
+            "Secret block"
         )
-    if len(text) > MAX_BYTES:
+
+
+def _check_size(flow_name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    size = len(to_text(parameters))
+    if size > MAX_BYTES:
         raise ValueError(
-            f"{flow_name}: the parameters have {len(text):,} bytes as JSON, and Prefect takes "
+            f"{flow_name}: the parameters have {size:,} bytes as JSON, and Prefect takes "
             f"{MAX_BYTES:,}: pass large data by reference, such as a path"
         )
     return parameters
@@ -119,8 +207,10 @@ def _adapter(
     for parameter in inspect.signature(fn).parameters.values():
         hint = hints.get(parameter.name, Any)
         required = parameter.default is parameter.empty and not partial
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            hint, required = Any, False  # Prefect takes them as one parameter, a list or an object
+        if parameter.kind is parameter.VAR_POSITIONAL:  # Prefect does not look into these two
+            hint, required = list[JsonValue], False
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            hint, required = dict[str, JsonValue], False
         fields[parameter.name] = hint if required else NotRequired[hint]
     # TypedDict, not a model: a parameter may be called `json` or `copy`.
     schema = cast(Any, TypedDict)(name, fields)

@@ -38,6 +38,7 @@ from deployments._errors import (
     ChildFailed,
     ChildResultUnavailable,
 )
+from deployments._json import find_loss
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -177,8 +178,9 @@ async def read_result(run: ChildRun[R], final: FlowRun, returns: Returns[R]) -> 
             f"{run} {verb}: {state.message or 'no reason given'} ({hint} {run.url})", run=run
         ) from await _read_exception(state)
     try:
-        value = await _read_value(state, returns)
-        result = returns.validate(value)
+        result = returns.validate(await _read_value(state, returns))
+        if loss := find_loss(result):
+            raise _Unreadable(f"did not arrive whole: {loss}")
     except ValidationError as invalid:
         reason = (
             f"is not what it should be: {invalid}. Make the deployed code and this parent's agree"

@@ -58,8 +58,8 @@ class Call:
         inputs: The same before they became JSON; they may be other children's results.
         name: Of the run.
         tags: For the run, besides the deployment's.
-        job_variables: For the run, over the deployment's.
-        key: The identity of the call, where its parameters are not.
+        job_variables: For the run, over the deployment's, as JSON data.
+        key: The identity of the call, where its parameters and job variables are not.
     """
 
     deployment: str
@@ -72,7 +72,7 @@ class Call:
 
     def digest(self) -> str:
         """Return a short hash of what makes this call the same call in a retried parent."""
-        identity = self.parameters if self.key is None else self.key
+        identity = [self.parameters, self.job_variables] if self.key is None else self.key
         text = json.dumps([self.deployment, identity], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -84,11 +84,15 @@ class Request:
     Attributes:
         call: What is called.
         key: The idempotency key of the run.
+        fields: Of the run, as JSON data.
+        inputs: The children whose results its parameters hold.
         created: Becomes the run.
     """
 
     call: Call
     key: str
+    fields: dict[str, Any]
+    inputs: dict[str, list[Any]]
     created: asyncio.Future[FlowRun]
 
 
@@ -116,6 +120,7 @@ class Submitter:
         self._give_up_after = give_up_after
         self._deployments: dict[str, DeploymentResponse] = {}
         self._calls: Counter[str] = Counter()
+        self._claimed: set[str] = set()
         self._earlier = EarlierRuns(client, parent, give_up_after)
         self._cancelling = asyncio.Lock()
         self._waiting: list[Request] = []
@@ -135,6 +140,21 @@ class Submitter:
             done, _ = await asyncio.wait(self._under_way, timeout=CLOSE_SECONDS)
             if not done:
                 break
+
+    def claim(self, call: Call) -> None:
+        """Take the key that a call was given.
+
+        Raises:
+            ValueError: Another call has it: a retried parent could not tell them apart.
+        """
+        if call.key is not None:
+            digest = call.digest()
+            if digest in self._claimed:
+                raise ValueError(
+                    f"{call.deployment}: key {call.key!r} is that of an earlier call: give each "
+                    "call its own"
+                )
+            self._claimed.add(digest)
 
     async def submit(self, call: Call) -> FlowRun:
         """Create the run of a call; or find that of an earlier attempt which still counts.
@@ -182,7 +202,17 @@ class Submitter:
     async def _create(self, call: Call, key: str) -> FlowRun:
         if self._closed:  # a sibling failed, and the parent with it
             raise asyncio.CancelledError("the parent has ended")
-        request = Request(call, key, asyncio.get_running_loop().create_future())
+        # In the caller's context: what fails fails there, and its flow run knows the results.
+        inputs = {name: await find_inputs(value) for name, value in call.inputs.items()}
+        fields = DeploymentFlowRunCreate(
+            parameters=call.parameters,
+            name=call.name,
+            tags=[*call.tags],
+            idempotency_key=key,
+            job_variables=call.job_variables,
+        ).model_dump(mode="json", exclude_unset=True)
+        created = asyncio.get_running_loop().create_future()
+        request = Request(call, key, fields, inputs, created)
         self._waiting.append(request)
         self._more.set()
         if self._sender is None:
@@ -242,7 +272,10 @@ class Submitter:
             if self._closed:
                 request.created.cancel()
             else:
-                creations[request] = await self._prepare(deployment, request)
+                try:
+                    creations[request] = await self._prepare(deployment, request)
+                except PrefectHTTPStatusError as error:
+                    request.created.set_exception(_refused(name, error))
         created: dict[str, FlowRun] = {}
         if len(creations) > 1:
             created = await self._create_in_bulk(deployment, [*creations.values()])
@@ -258,40 +291,30 @@ class Submitter:
                 request.created.set_result(run)
 
     async def _prepare(self, deployment: DeploymentResponse, request: Request) -> dict[str, Any]:
-        """Create the task run that ties a run to its parent, and return the run's fields."""
+        """Create the task run that ties a run to its parent, and return all the run's fields."""
         call = request.call
         task = Task[[], None](name=call.deployment, fn=lambda: None, version=deployment.version)
         task.task_key = f"deployments.child.{call.deployment}"
-        inputs = {name: await find_inputs(value) for name, value in call.inputs.items()}
         task_run = await persist(
             lambda: self._client.create_task_run(
                 task,
                 flow_run_id=self._parent.id,
                 dynamic_key=request.key,
                 name=call.name or call.deployment,
-                task_inputs={name: [*runs] for name, runs in inputs.items() if runs},
+                task_inputs={name: runs for name, runs in request.inputs.items() if runs},
                 state=Pending(),
             ),
             self._give_up_after,
         )
-        return {
-            "parameters": call.parameters,
-            "name": call.name,
-            "tags": list(call.tags),
-            "idempotency_key": request.key,
-            "parent_task_run_id": task_run.id,
-            "job_variables": call.job_variables,
-        }
+        return request.fields | {"parent_task_run_id": task_run.id}
 
     async def _create_in_bulk(
         self, deployment: DeploymentResponse, creations: list[dict[str, Any]]
     ) -> dict[str, FlowRun]:
         """Create runs with one request, and return those that are there then, by their keys."""
-        state = to_state_create(Scheduled())
+        state = to_state_create(Scheduled()).model_dump(mode="json", exclude_unset=True)
         body = [
-            DeploymentFlowRunCreate(state=state, **creation).model_dump(
-                mode="json", exclude_unset=True
-            )
+            creation | {"parent_task_run_id": str(creation["parent_task_run_id"]), "state": state}
             for creation in creations
         ]
         # What counts is what is there then. The answer may call runs created that the transaction
@@ -332,14 +355,14 @@ class Submitter:
                 self._give_up_after,
             )
         except PrefectHTTPStatusError as error:
-            refusal = f"{name}: the server refused the run: {error.response.text}"
+            refusal = _refused(name, error)
             await persist(
                 lambda: self._client.set_task_run_state(
-                    creation["parent_task_run_id"], Failed(message=refusal), force=True
+                    creation["parent_task_run_id"], Failed(message=str(refusal)), force=True
                 ),
                 self._give_up_after,
             )
-            raise ChildError(refusal) from error
+            raise refusal from error
 
     async def _read_deployment(self, name: str) -> DeploymentResponse:
         if name not in self._deployments:
@@ -363,3 +386,7 @@ class Submitter:
             + (f" (there is {there})" if there else "")
             + ": declare it in prefect.yaml and run `prefect deploy`"
         )
+
+
+def _refused(name: str, error: PrefectHTTPStatusError) -> ChildError:
+    return ChildError(f"{name}: the server refused the run: {error.response.text}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import inspect
 import pickle
 from typing import Annotated, Any, assert_type
 
@@ -9,11 +10,10 @@ import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 import deployments
 from deployments import ChildFailed, ChildNotDeployed, ChildResultUnavailable, child, parent_flow
-from deployments._parameters import to_json
 from deployments.testing import Stubs
 from flows.airport_delays import AirportDelays, airport_delays
 from flows.delay_report import DelayReport, delay_report
@@ -214,50 +214,44 @@ async def test_a_child_that_is_not_deployed_says_what_to_do(deployed: object) ->
         await parent("moon")
 
 
+DAY = dt.date(2013, 1, 1)
+
+
+async def sleep(seconds: float) -> None:
+    raise NotImplementedError
+
+
 class Plain:
     """A class that pydantic does not know."""
 
 
 @flow(flow_run_name="{first}")
-def odd(first: int, /, *rest: int, **named: str) -> Plain:
-    raise NotImplementedError(f"{first} {rest} {named}")
+def odd(first: int, /, rest: Plain | None = None) -> Plain:
+    raise NotImplementedError(f"{first} {rest}")
 
 
 async def test_odd_signatures_and_types_work(stubs: Stubs) -> None:
     @parent_flow
-    async def parent(more: bool) -> Any:
-        if more:
-            return await child(odd)(1, 2, 3, colour="red")
+    async def parent() -> Any:
         return await child(odd)(1)
 
     stubs.returns(odd, None)
-    for more in (False, True):
-        with pytest.raises(ChildResultUnavailable, match="instance of Plain"):
-            await parent(more)
-    plain, with_more = (parameters for _, parameters in stubs.calls)
-    assert plain == {"first": 1}
-    assert with_more == {"first": 1, "rest": [2, 3], "named": {"colour": "red"}}
+    with pytest.raises(ChildResultUnavailable, match="instance of Plain"):
+        await parent()
+    assert stubs.calls == [("odd", {"first": 1})]
 
 
-@flow
-def secretive(password: SecretStr) -> None:
-    raise NotImplementedError(str(password))
-
-
-async def test_a_secret_is_not_passed_as_asterisks(prefect_server: object) -> None:
+async def test_a_key_names_one_call(stubs: Stubs) -> None:
     @parent_flow
     async def parent() -> None:
-        await child(secretive)(SecretStr("swordfish"))
+        await child(measure, key="the box")("box")
+        await child(measure, key="the box", deployment="other")("box")
+        await child(measure, key="the box")("chest")
 
-    with pytest.raises(ValueError, match="secretive: a secret would be passed as"):
+    stubs.returns(measure, {"width": 1, "made": DAY})
+    with pytest.raises(ValueError, match="measure/local: key 'the box' is that of an earlier call"):
         await parent()
-
-
-def test_a_set_is_passed_in_the_same_order_in_every_process() -> None:
-    @flow
-    def tagged(tags: set[str]) -> None: ...
-
-    assert to_json(tagged, {"tags": {"c", "a", "b"}}) == {"tags": ["a", "b", "c"]}
+    assert [parameters["thing"] for _, parameters in stubs.calls] == ["box", "box"]
 
 
 def test_errors_can_be_pickled() -> None:
@@ -273,11 +267,27 @@ def test_errors_can_be_pickled() -> None:
         (lambda: child(measure, returns=int), TypeError, "the flow's own annotation"),  # type: ignore[call-overload]
         (lambda: child(measure, timeout=0), ValueError, "timeout must be positive, not 0 seconds"),
         (lambda: child("a/b", deployment="c"), TypeError, "already in the name"),  # type: ignore[call-overload]
+        (lambda: child(Size(width=1, made=DAY)), TypeError, r"not its result, a Size: child\(f\)"),  # type: ignore[call-overload]
+        (lambda: child(sleep), TypeError, r"child\(sleep\): a function is not a flow: put @flow"),  # type: ignore[call-overload]
+        (lambda: child(measure, tags="gpu"), TypeError, r"child\(measure\): .*: \['gpu'\]"),
+        (lambda: child("a/b", job_variables=[]), TypeError, r"child\(a/b\): .* a dict, not \[\]"),  # type: ignore[call-overload]
+        (
+            lambda: child(measure, job_variables={"env": {"A": object()}}),
+            ValueError,
+            r"child\(measure\): job_variables can't be passed as JSON: .*object",
+        ),
     ],
 )
 def test_wrong_options_are_refused(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_the_coroutine_of_an_async_flow_is_closed() -> None:
+    called = sleep(1)
+    with pytest.raises(TypeError, match="the flow itself, not its result, a coroutine"):
+        child(called)  # type: ignore[call-overload]
+    assert inspect.getcoroutinestate(called) == inspect.CORO_CLOSED
 
 
 async def test_a_child_needs_a_parent_flow() -> None:

@@ -5,9 +5,10 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from prefect import flow, suspend_flow_run
+from pydantic import BaseModel, BeforeValidator, Field, Json
 
 from deployments import ChildError, child, parent_flow, raise_failures
 
@@ -32,6 +33,38 @@ def step(name: str, do: What = "return", unless: str | None = None) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     odd: Any = {"function": lambda: None, "text": "a text"}
     return odd.get(do, len(name))  # type: ignore[no-any-return]
+
+
+@flow(flow_run_name="region")
+def region() -> str:
+    """Tell what a job variable said."""
+    return os.environ["REGION"]
+
+
+class Renamed(BaseModel):
+    """Written under another name than it is read under."""
+
+    width: int = Field(0, serialization_alias="Width")
+
+
+def split(text: str) -> list[str]:
+    """Take a text, and nothing else."""
+    return text.split(",")
+
+
+Words = Annotated[list[str], BeforeValidator(split, json_schema_input_type=str)]
+
+
+@flow(flow_run_name="echo")
+def echo(first: int, /, words: Words, numbers: Json[list[int]], size: Renamed) -> list[Any]:
+    """Tell what arrived."""
+    return [first, words, numbers, size.width]
+
+
+@flow(flow_run_name="variadic")
+def variadic(first: int, *rest: int, **named: str) -> list[Any]:
+    """Tell what arrived."""
+    return [first, list(rest), named]
 
 
 @flow(flow_run_name="slow", timeout_seconds=1)

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelling
+from pydantic import ValidationError
 
 from deployments import (
     ChildCancelled,
@@ -23,8 +25,8 @@ from deployments import (
 )
 from deployments._processes import TemporaryServer
 from tests.faults.conftest import InProcess, is_alive, pid_of
-from tests.faults.flows import slow, step
-from tests.waiting import children_of, wait_for
+from tests.faults.flows import Renamed, echo, region, slow, step, variadic
+from tests.waiting import children_of, read_graph, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -342,3 +344,64 @@ async def test_two_identical_calls_are_two_children(
     assert await in_process(code) == [4, 4]
     assert in_process.run is not None
     assert len(await children_of(client, in_process.run)) == 2
+
+
+async def test_arguments_that_are_not_read_as_they_are_written(in_process: InProcess) -> None:
+    async def code() -> list[Any]:
+        call: Any = child(echo)
+        return list(await call(1, "a,b", "[1, 2]", Renamed(width=3)))
+
+    assert await in_process(code) == [1, ["a", "b"], [1, 2], 3]
+
+
+async def test_variadic_parameters(client: PrefectClient, in_process: InProcess) -> None:
+    async def code() -> list[Any]:
+        return [
+            await child(variadic)(1),
+            await child(variadic)(1, 2, 3, colour="red"),
+        ]
+
+    if "rest" in (variadic.parameters.required or ()):  # before Prefect 3.9
+        with pytest.raises(TypeError, match=r"variadic: this Prefect .* \*rest: int: take a list"):
+            await in_process(code)
+        assert await states(client, in_process) == {}
+    else:
+        assert await in_process(code) == [[1, [], {}], [1, [2, 3], {"colour": "red"}]]
+
+
+async def test_one_call_of_many_is_refused(in_process: InProcess) -> None:
+    good: list[Any] = [child(step, deployment="nobody", name=f"{number}") for number in range(4)]
+    refused: Any = child(step, deployment="nobody", job_variables={"env": "a text"})
+    unnamed: Any = child(step, deployment="nobody", name=5)  # type: ignore[call-overload]
+
+    async def code() -> list[Any]:
+        calls = [*good[:2], refused, unnamed, *good[2:]]
+        return await asyncio.gather(*(call.submit("x") for call in calls), return_exceptions=True)
+
+    outcomes = await in_process(code)
+    assert [type(outcome) for outcome in outcomes] == [
+        *[ChildRun] * 2,
+        ChildError,
+        ValidationError,
+        *[ChildRun] * 2,
+    ]
+    assert "step/nobody: the server refused the run" in str(outcomes[2])
+
+
+async def test_the_run_graph_after_a_plain_subflow(
+    client: PrefectClient, in_process: InProcess
+) -> None:
+    @flow
+    async def inner() -> None:
+        await child(step)("first")
+
+    async def code() -> list[ChildRun[Any]]:
+        await inner()
+        source = await child(region, job_variables={"env": {"REGION": "eu"}}).submit()
+        sink = await child(step, deployment="nobody").submit(await source.result())
+        return [source, sink]
+
+    source, sink = await in_process(code)
+    assert in_process.run is not None
+    graph = await read_graph(client, in_process.run)
+    assert graph[sink.id] == {source.id}

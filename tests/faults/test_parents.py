@@ -23,7 +23,7 @@ from deployments._deploy import create_definitions, run_prefect_deploy
 from deployments._processes import temporary_server, temporary_worker
 from deployments.manifest import Manifest
 from tests.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
-from tests.faults.flows import silent, step
+from tests.faults.flows import region, silent, step
 from tests.waiting import assert_truthful, children_of, ended, in_states, outcome, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -285,6 +285,40 @@ async def test_a_key_names_a_call_whose_parameters_change(
     assert await in_process(code, retries=1) == len("at attempt 1")
     assert in_process.run is not None
     assert len(await children_of(client, in_process.run)) == 1
+
+
+async def test_calls_that_differ_in_their_job_variables(
+    client: PrefectClient, in_process: InProcess
+) -> None:
+    twice = Twice()
+
+    async def code() -> list[str]:
+        twice.attempt += 1
+        regions = ["eu", "us"] if twice.attempt == 1 else ["us", "eu"]
+        variables: list[dict[str, Any]] = [{"env": {"REGION": name}} for name in regions]
+        answers = [await child(region, job_variables=each)() for each in variables]
+        twice.fail_once()
+        return answers
+
+    assert await in_process(code, retries=1) == ["us", "eu"]
+    assert in_process.run is not None
+    assert len(await children_of(client, in_process.run)) == 2
+
+
+async def test_a_repeated_key_is_refused(client: PrefectClient, in_process: InProcess) -> None:
+    twice = Twice()
+
+    async def code() -> list[int]:
+        twice.attempt += 1
+        length = await child(step, key="the call")("a")
+        with pytest.raises(ValueError, match="step/local: key 'the call' is that of an earlier"):
+            await child(step, key="the call")("bb")
+        twice.fail_once()
+        return [length]
+
+    assert await in_process(code, retries=1) == [1]
+    assert in_process.run is not None
+    assert await outcome(client, in_process.run) == [("a", "Completed")]
 
 
 async def test_a_live_child_is_attached_again(
