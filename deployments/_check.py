@@ -101,10 +101,10 @@ def _check_flow(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
 
 
 def _check_parameters(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
-    yield from _do_not_fit(flow, "parameters", deployment.parameters)
+    yield from _check_values(flow, "parameters", deployment.parameters)
     for number, schedule in enumerate(deployment.schedules or []):
         place = f"schedules.{number}"
-        yield from _do_not_fit(flow, f"{place}.parameters", schedule.parameters)
+        yield from _check_values(flow, f"{place}.parameters", schedule.parameters)
         given = deployment.parameters | schedule.parameters
         for name in flow.parameters.required:
             if name not in given:
@@ -114,7 +114,7 @@ def _check_parameters(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[
                 )
 
 
-def _do_not_fit(flow: Flow[..., Any], place: str, parameters: dict[str, Any]) -> Iterator[str]:
+def _check_values(flow: Flow[..., Any], place: str, parameters: dict[str, Any]) -> Iterator[str]:
     try:
         validate_some(flow, parameters)
     except ValidationError as error:
@@ -175,18 +175,9 @@ def _check_call(manifest: Manifest, flows: Flows, parent: str, call: ChildCall) 
         return
     child, declared = flows.get(name or "", (None, None))
     flow = target if isinstance(target, Flow) else declared
-    shown = name or (flow.name if flow else None)
-    if call.arguments is not None:
-        # What the server adds to a call by name; a call of a flow must be complete.
-        added = set(child.parameters) if child and isinstance(target, str) else set[str]()
-        if problem := _does_not_bind(flow, call.arguments, isinstance(target, str), added):
-            yield f"{shown}: {problem}"
-    for parameter in inspect.signature(flow.fn).parameters.values() if flow else ():
-        if kind := VARIADIC.get(parameter.kind):
-            yield (
-                f"{shown}: Prefect refuses to run a deployment of a flow that takes "
-                f"{kind}{parameter.name}: make it one parameter, a list or a dict"
-            )
+    added = child.parameters if child and isinstance(target, str) else {}
+    for problem in _check_arguments(flow, call, added):
+        yield f"{name or (flow and flow.name)}: {problem}"
     if name is None:
         return
     if child is None:
@@ -205,17 +196,43 @@ def _check_call(manifest: Manifest, flows: Flows, parent: str, call: ChildCall) 
         )
 
 
-def _does_not_bind(
-    flow: Flow[..., Any] | None, call: ast.Call, by_name: bool, added: set[str]
-) -> str | None:
-    """Return why a call does not fit its child, if that is plain."""
-    if by_name and any(not isinstance(each, ast.Starred) for each in call.args):
-        return "a child called by name takes keywords only"
-    given = {keyword.arg for keyword in call.keywords}
-    if flow is None or None in given or any(isinstance(each, ast.Starred) for each in call.args):
-        return None
+def _check_arguments(
+    flow: Flow[..., Any] | None, call: ChildCall, added: dict[str, Any]
+) -> Iterator[str]:
+    """Yield why a call does not fit its child, where that is plain.
+
+    Args:
+        flow: The child's, if it is known.
+        call: The call.
+        added: The parameters that the child's deployment adds to those of a call by name.
+    """
+    args = call.arguments.args if call.arguments else []
+    if isinstance(call.target, str) and any(not isinstance(each, ast.Starred) for each in args):
+        yield "a child called by name takes keywords only"
+        return
+    if flow is None:
+        return
+    for parameter in inspect.signature(flow.fn).parameters.values():
+        # Until Prefect 3.9, their schema is that of one of their values.
+        if (kind := VARIADIC.get(parameter.kind)) and parameter.name in flow.parameters.required:
+            yield (
+                f"this Prefect refuses runs of a flow that takes {kind}{parameter.name}: make it "
+                "one parameter, a list or a dict"
+            )
+    names = [keyword.arg for keyword in call.arguments.keywords] if call.arguments else [None]
+    if None in names or any(isinstance(each, ast.Starred) for each in args):
+        return  # only a run can tell
+    given = dict.fromkeys(map(str, names)) | added
+    if isinstance(call.target, str):
+        schema = flow.parameters  # where `**named` is one parameter
+        for name in given:
+            if name not in schema.properties:
+                yield f"got an unexpected keyword argument {name!r}"
+        for name in schema.required:
+            if name not in given:
+                yield f"missing a required argument: {name!r}"
+        return
     try:
-        inspect.signature(flow.fn).bind(*call.args, **dict.fromkeys(map(str, given | added)))
+        inspect.signature(flow.fn).bind(*args, **given)
     except TypeError as error:
-        return str(error)
-    return None
+        yield str(error)
