@@ -145,7 +145,7 @@ def _functions(path: Path) -> dict[tuple[str, int], list[ast.stmt]]:
         return {}
     try:
         tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError):  # made at run time
+    except (OSError, SyntaxError, ValueError):  # made at run time
         return {}
     return {
         (node.name, min(each.lineno for each in (node, *node.decorator_list))): node.body

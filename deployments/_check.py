@@ -25,7 +25,7 @@ STORAGE_BLOCK = ("PREFECT_DEFAULT_RESULT_STORAGE_BLOCK", "PREFECT_RESULTS_DEFAUL
 STORAGE_PATH = ("PREFECT_LOCAL_STORAGE_PATH", "PREFECT_RESULTS_LOCAL_STORAGE_PATH")
 
 VARIABLE = re.compile(r"{{\s*\$(\w+)\s*}}")
-VARIADIC: dict[Any, str] = {
+VARIADIC = {
     inspect.Parameter.VAR_POSITIONAL: "*",
     inspect.Parameter.VAR_KEYWORD: "**",
 }
@@ -102,16 +102,32 @@ def _check_flow(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
 
 def _check_parameters(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
     yield from _check_values(flow, "parameters", deployment.parameters)
+    starts = {}  # what starts runs without anybody who could give a value
     for number, schedule in enumerate(deployment.schedules or []):
-        place = f"schedules.{number}"
-        yield from _check_values(flow, f"{place}.parameters", schedule.parameters)
-        given = deployment.parameters | schedule.parameters
-        for name in flow.parameters.required:
-            if name not in given:
+        starts[f"schedules.{number}"] = schedule.parameters
+        yield from _check_values(flow, f"schedules.{number}.parameters", schedule.parameters)
+    for number, trigger in enumerate(deployment.triggers or []):
+        starts[f"triggers.{number}"] = trigger.parameters or {}  # templates, of any value
+    for place, parameters in starts.items():
+        for name in _required(flow):
+            if name not in deployment.parameters | parameters:
                 yield (
                     f"{place}: its runs would fail, since {name} has no value: give one in its "
                     "parameters, or in the deployment's"
                 )
+
+
+def _required(flow: Flow[..., Any]) -> list[str]:
+    variadic = [parameter.name for _, parameter in _variadic(flow)]
+    return [name for name in flow.parameters.required if name not in variadic]
+
+
+def _variadic(flow: Flow[..., Any]) -> list[tuple[str, inspect.Parameter]]:
+    return [
+        (VARIADIC[parameter.kind], parameter)
+        for parameter in inspect.signature(flow.fn).parameters.values()
+        if parameter.kind in VARIADIC
+    ]
 
 
 def _check_values(flow: Flow[..., Any], place: str, parameters: dict[str, Any]) -> Iterator[str]:
@@ -212,11 +228,11 @@ def _check_arguments(
         return
     if flow is None:
         return
-    for parameter in inspect.signature(flow.fn).parameters.values():
+    for stars, parameter in _variadic(flow):
         # Until Prefect 3.9, their schema is that of one of their values.
-        if (kind := VARIADIC.get(parameter.kind)) and parameter.name in flow.parameters.required:
+        if parameter.name in flow.parameters.required:
             yield (
-                f"this Prefect refuses runs of a flow that takes {kind}{parameter.name}: make it "
+                f"this Prefect refuses runs of a flow that takes {stars}{parameter.name}: make it "
                 "one parameter, a list or a dict"
             )
     names = [keyword.arg for keyword in call.arguments.keywords] if call.arguments else [None]
@@ -224,11 +240,10 @@ def _check_arguments(
         return  # only a run can tell
     given = dict.fromkeys(map(str, names)) | added
     if isinstance(call.target, str):
-        schema = flow.parameters  # where `**named` is one parameter
         for name in given:
-            if name not in schema.properties:
+            if name not in flow.parameters.properties:
                 yield f"got an unexpected keyword argument {name!r}"
-        for name in schema.required:
+        for name in _required(flow):
             if name not in given:
                 yield f"missing a required argument: {name!r}"
         return

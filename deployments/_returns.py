@@ -44,15 +44,14 @@ def check_return(flow: Flow[..., Any]) -> Iterator[str]:
     """Yield why a parent can't get what a flow's annotation says that it returns.
 
     Where a flow has a serializer of its own, other than JSON, its author knows.
+
+    Raises:
+        TypeError: An annotation can't be resolved.
     """
     serializer = flow.result_serializer or get_current_settings().results.default_serializer
     if (serializer if isinstance(serializer, str) else serializer.type) != "json":
         return
-    try:
-        annotation = type_hints(flow.name, flow.fn).get("return", Any)
-    except TypeError as error:
-        yield f"its annotations can't be read: {error}"
-        return
+    annotation = type_hints(flow.name, flow.fn).get("return", Any)
     function = inspect.unwrap(flow.fn)
     generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
     if generates or _is_generator(annotation):
@@ -63,14 +62,18 @@ def check_return(flow: Flow[..., Any]) -> Iterator[str]:
             reasons = sorted(set(_find(TypeAdapter(annotation).core_schema)))
         except PydanticSchemaGenerationError:
             reasons = [NOT_JSON["is-instance"]]
-    shown = inspect.formatannotation(annotation)
+        except Exception as error:  # noqa: BLE001 - a type of the user's may raise anything
+            reasons = [f"pydantic can't validate it: {error!r}"]
     for reason in reasons:
-        yield f"a parent can't get its result, {shown}: {reason}"
+        line = f"a parent can't get its result, {inspect.formatannotation(annotation)}: {reason}"
+        yield " ".join(line.split())
 
 
 def _is_generator(annotation: Any) -> bool:
     kind = get_origin(annotation) or annotation
-    return kind in GENERATORS or any(_is_generator(part) for part in get_args(annotation))
+    return any(kind is each for each in GENERATORS) or any(
+        _is_generator(part) for part in get_args(annotation)
+    )
 
 
 def _find(schema: Any) -> Iterator[str]:

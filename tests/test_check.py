@@ -220,7 +220,7 @@ def test_what_is_deployed_without_docker_needs_no_docker() -> None:
         ("child('far/away')(*[], **{})", None),
         ("child(step)(*numbers)", None),
         ("child(step, deployment=where)(1)", None),
-        ("[child(full)(1) for full in (step, step)]", None),
+        ("[child(full)(1, 2) for full in (step, step)]", None),
     ],
 )
 def test_a_call_is_compared_with_its_child(tmp_path: Path, call: str, expected: str | None) -> None:
@@ -339,9 +339,11 @@ def test_a_child_beside_its_parent_does_not_call_itself(tmp_path: Path) -> None:
         ("schedules: [{cron: '0 6 * * *', parameters: {number: 1}}]", None),
         ("schedules: [{interval: 60}]\n  parameters: {number: 1}", None),
         ("schedules:", None),
+        ("triggers: [{enabled: '{{ a }}', expect: [b]}]", "triggers.0: its runs would fail, since"),
+        ("triggers: [{expect: [b], parameters: {number: '{{ event.id }}'}}]", None),
     ],
 )
-def test_a_schedule_gives_every_parameter_a_value(
+def test_a_schedule_or_trigger_gives_every_parameter_a_value(
     tmp_path: Path, more: str, expected: str | None
 ) -> None:
     found = findings_of(tmp_path, "", "step", step=more)
@@ -375,6 +377,9 @@ class Text(BaseModel):
     data: Base64Bytes
 class Lazy(BaseModel):
     rows: typing.Iterable[int]
+class Broken:
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_): raise RuntimeError("no schema")
 class Call(BaseModel):
     call: typing.Callable[[int], int]
 """
@@ -398,6 +403,7 @@ class Call(BaseModel):
         ("type[Row]", "JSON has no classes"),
         ("Call", "JSON has no functions"),
         ("Absent", "name 'Absent' is not defined"),
+        ("Broken", "pydantic can't validate it: RuntimeError('no schema')"),
         ("Row", None),
         ("list[Row]", None),
         ("dict[str, Point] | tuple[Color, int] | None", None),
