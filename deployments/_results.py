@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,15 +87,16 @@ class Returns(Generic[R]):
             known += _subclasses_of(cls)
         self._classes = {_short(cls.__name__): cls for cls in [*known, *named]}
 
-    def load(self, blob: bytes, serializer: Serializer[Any]) -> Any:
-        """Return what a serializer wrote, not yet validated.
+    def load(self, blob: bytes, serializer: Serializer[Any]) -> R:
+        """Return what a serializer wrote, as the annotation wants it.
 
         Raises:
+            ValidationError: It does not fit.
             Exception: Whatever the serializer raises.
         """
         plain = _without_decoder(serializer)
         value = plain.loads(blob)
-        return value if plain is serializer else self._restore(value)
+        return self.validate(value if plain is serializer else self._restore(value))
 
     def validate(self, value: Any) -> R:
         """Return a value as the annotation wants it.
@@ -117,7 +119,9 @@ class Returns(Generic[R]):
         cls = self._classes.get(_short(str(value["__class__"])))
         if cls is not None:
             with contextlib.suppress(PydanticSchemaGenerationError, ValidationError):
-                return TypeAdapter(cls).validate_python(value["data"], by_alias=True, by_name=True)
+                # As JSON, which strict types take for dates, say, and some have bytes in base64.
+                text = json.dumps(value["data"])
+                return TypeAdapter(cls).validate_json(text, by_alias=True, by_name=True)
         return value["data"]
 
 
@@ -178,7 +182,7 @@ async def read_result(run: ChildRun[R], final: FlowRun, returns: Returns[R]) -> 
             f"{run} {verb}: {state.message or 'no reason given'} ({hint} {run.url})", run=run
         ) from await _read_exception(state)
     try:
-        result = returns.validate(await _read_value(state, returns))
+        result = await _read_value(state, returns)
         if loss := find_loss(result):
             raise _Unreadable(f"did not arrive whole: {loss}")
     except ValidationError as invalid:
@@ -200,7 +204,7 @@ class _Unreadable(Exception):
     """Tell why a result can't be read."""
 
 
-async def _read_value(state: State[Any], returns: Returns[Any]) -> Any:
+async def _read_value(state: State[Any], returns: Returns[R]) -> R:
     """Do what `State.aresult` does, but take what is stored for what the serializer wrote.
 
     Prefect looks first whether the bytes may be a record of its own (`ResultRecord.deserialize`),
@@ -210,7 +214,7 @@ async def _read_value(state: State[Any], returns: Returns[Any]) -> Any:
     if record is None:
         raise _Unreadable("was not persisted: set persist_result=True on the flow")
     if not hasattr(record, "storage_key"):  # the value itself
-        return record
+        return returns.validate(record)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return await _try_to_read(record, returns)
@@ -221,7 +225,7 @@ async def _read_value(state: State[Any], returns: Returns[Any]) -> Any:
     raise AssertionError("unreachable")
 
 
-async def _try_to_read(record: Any, returns: Returns[Any]) -> Any:
+async def _try_to_read(record: Any, returns: Returns[R]) -> R:
     try:
         blob = await _read_blob(record)
     except Exception as error:
@@ -231,6 +235,8 @@ async def _try_to_read(record: Any, returns: Returns[Any]) -> Any:
         ) from error
     try:
         return returns.load(blob, record.serializer)
+    except ValidationError:
+        raise
     except Exception as error:
         raise _Unreadable(f"can't be decoded: {error!r}") from error
 
@@ -266,7 +272,7 @@ async def _last_warning(run_id: UUID) -> str:
 
 async def _read_exception(state: State[Any]) -> BaseException | None:
     with contextlib.suppress(Exception):  # the state's message says what happened
-        value = await _read_value(state, Returns(Any))
+        value = await _read_value(state, Returns[Any](Any))
         if isinstance(value, dict) and value.keys() == EXCEPTION:
             value = prefect_json_object_decoder(value)
         if isinstance(value, BaseException):

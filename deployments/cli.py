@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -19,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments import _demo, _parameters, _stack
-from deployments._check import check_manifest, check_server, find_unset_variables
+from deployments._check import check_manifest
+from deployments._check_server import check_server
 from deployments._deploy import create_definitions, run_prefect_deploy
-from deployments.manifest import Manifest
+from deployments.manifest import ROOT, Manifest
 
 app = App(
     name="python -m deployments",
@@ -83,17 +85,17 @@ def demo(
 
 @app.command
 def deploy(*names: str) -> None:
-    """Bring prefect.yaml to your server: work pools and queues, then `prefect deploy`.
+    """Bring prefect.yaml to your server: `check`, work pools and queues, `prefect deploy`.
 
     Args:
         names: Of the deployments: `local`, which is the default; `docker`; or both.
     """
     _require_server()
+    names = names or DEFAULT_NAMES
     try:
-        if unset := list(find_unset_variables()):
-            raise ValueError("\n".join(unset))
-        names = names or DEFAULT_NAMES
-        asyncio.run(_create_definitions(Manifest.load().named(*names)))
+        manifest = Manifest.load().named(*names)
+        _refuse(check_manifest(ROOT / "prefect.yaml", *names))
+        asyncio.run(_create_definitions(manifest))
         options = [f"--name={name}" for name in names]
         progress.print(run_prefect_deploy(os.environ, *options), markup=False, highlight=False)
     except (RuntimeError, ValueError) as error:
@@ -112,13 +114,9 @@ def check(*names: str, server: bool = False) -> None:
     """
     if server:
         _require_server()
-    findings = list(check_manifest())
-    if server and not findings:
-        findings = asyncio.run(_check_server(names or DEFAULT_NAMES))
-    for finding in findings:
-        progress.print(finding, markup=False, highlight=False, soft_wrap=True)
-    if findings:
-        sys.exit(1)
+    _refuse(check_manifest())
+    if server:
+        _refuse(asyncio.run(_check_server(names or DEFAULT_NAMES)))
     progress.print(f"prefect.yaml{', the server' if server else ''} and the flows agree.")
 
 
@@ -208,6 +206,15 @@ def _print_report(report: dict[str, Any]) -> None:
         )
     progress.print()
     Console().print(table)
+
+
+def _refuse(findings: Iterable[str]) -> None:
+    """Print what was found, and end, if anything was."""
+    lines = list(findings)
+    for line in lines:
+        progress.print(line, markup=False, highlight=False, soft_wrap=True)
+    if lines:
+        sys.exit(1)
 
 
 def _fail(message: str) -> NoReturn:

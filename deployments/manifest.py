@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from prefect.automations import AutomationCore
+from prefect.events import ResourceSpecification
 from prefect.flows import Flow, load_flow_from_entrypoint
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,6 +41,31 @@ class WorkPoolOf(BaseModel):
     job_variables: dict[str, Any] = {}
 
 
+class Schedule(BaseModel):
+    """A schedule of a deployment."""
+
+    parameters: dict[str, Any] = {}
+
+
+class Trigger(BaseModel):
+    """A trigger of a deployment or an automation.
+
+    Attributes:
+        expect: The events that it waits for.
+        match_related: What such an event must be related to; each by one of its resources.
+        parameters: Of the run that it starts.
+        triggers: Its parts, where it is made of several.
+    """
+
+    expect: set[str] = set()
+    match_related: Annotated[
+        list[ResourceSpecification],
+        BeforeValidator(lambda given: given if isinstance(given, list) else [given or {}]),
+    ] = []
+    parameters: dict[str, Any] | None = None
+    triggers: list[Trigger] = []
+
+
 class Deployment(BaseModel):
     """A deployment, as `deployments` declares it."""
 
@@ -49,6 +75,8 @@ class Deployment(BaseModel):
     parameters: dict[str, Any] = {}
     tags: list[str] = []
     build: list[dict[str, Any]] = []
+    schedules: list[Schedule] | None = None
+    triggers: list[Trigger] | None = None
 
     def load_flow(self) -> Flow[..., Any]:
         """Import the flow.

@@ -51,6 +51,13 @@ class Row(BaseModel):
     extra: dict[str, Any] = {}
 
 
+class Strict(BaseModel, strict=True, ser_json_bytes="base64", val_json_bytes="base64"):
+    """A model that takes no text for a date, and has its own form of bytes in JSON."""
+
+    day: dt.date
+    raw: bytes
+
+
 @dataclasses.dataclass
 class Point:
     """A point with a label."""
@@ -81,6 +88,12 @@ def model() -> Row:
 def default_model() -> Row:
     """Return the defaults."""
     return Row()
+
+
+@flow
+def strict_models() -> dict[str, Strict]:
+    """Return what only JSON may convert."""
+    return {"one": Strict(day=DAY, raw=b"\xff\x00")}
 
 
 @flow
@@ -135,6 +148,12 @@ def subclass() -> Dog:
 def date_or_text() -> list[dt.date | str]:
     """Return a date, and a text that looks like one."""
     return [DAY, "2013-01-31"]
+
+
+@flow
+def text_or_date() -> dt.date | str:
+    """Return a text that looks like a date."""
+    return "2013-01-31"
 
 
 @flow

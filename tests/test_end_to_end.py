@@ -23,7 +23,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 
-from deployments._check import check_server
+from deployments._check_server import check_server
 from deployments._deploy import run_prefect_deploy
 from deployments._processes import TemporaryServer
 from deployments.manifest import ROOT, Manifest, WorkPool
@@ -180,11 +180,40 @@ async def test_check_tells_what_the_server_lacks(tmp_path: Path) -> None:
     manifest.deployments[0].name = "elsewhere"
     async with get_client() as client:
         findings = [finding async for finding in check_server(client, manifest)]
-        assert findings == [
+        assert findings[:3] == [
             "work queue local/vip does not exist: `python -m deployments deploy`",
             "work pool other does not exist: `python -m deployments deploy`",
             "flight-delays/elsewhere is not deployed: `python -m deployments deploy elsewhere`",
         ]
+        # It would call its children as it is called itself.
+        assert [finding.split(": ")[1:] for finding in findings[3:]] == [
+            [
+                f"calls {flow}/elsewhere, which is not on {client.api_url}",
+                f"did you mean {flow}/local?",
+            ]
+            for flow in ("airport-delays", "delay-report")
+        ]
+
+
+async def test_check_looks_up_the_children_that_are_called_by_name(tmp_path: Path) -> None:
+    (tmp_path / "by_name.py").write_text(
+        "from deployments import child, parent_flow\n"
+        "@parent_flow\n"
+        "async def by_name() -> None:\n"
+        "    await child('airport-delays/local')(airport='EWR', month=1)\n"
+        "    await child('airport-delay/local')(airport='EWR', month=1)\n"
+        "    await child('unheard-of/anywhere')()\n"
+    )
+    manifest = Manifest.load().named("local")
+    manifest.deployments[0].entrypoint = f"{tmp_path}/by_name.py:by_name"
+    async with get_client() as client:
+        findings = [finding async for finding in check_server(client, manifest)]
+    assert [finding.partition("by_name.py:")[2] for finding in findings[1:]] == [
+        f"5: calls airport-delay/local, which is not on {client.api_url}: "
+        "did you mean airport-delays/local?",
+        f"6: calls unheard-of/anywhere, which is not on {client.api_url}: deploy it there",
+    ]
+    assert findings[0].startswith("by-name/local is not deployed")
 
 
 async def test_a_schedule_makes_runs_that_run(
