@@ -75,8 +75,8 @@ def run_demo(
             tell(f"{failure}\nThe worker's log ends with:\n{log}")
         if keep:
             ui = server.api_url.removesuffix("/api")
-            console.print(f"\nThe Prefect UI is at {ui} until Ctrl-C.")
             with contextlib.suppress(KeyboardInterrupt):
+                console.print(f"\nThe Prefect UI is at {ui} until Ctrl-C.")
                 signal.pause()
     return failure is None
 
