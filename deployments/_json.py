@@ -51,10 +51,13 @@ def sort_sets(value: Any, data: Any) -> Any:
     if isinstance(data, dict):
         if isinstance(value, Mapping):  # a key may be another one in JSON
             parts = dict(zip(data, parts.values(), strict=False))
-        elif isinstance(value, BaseModel):
-            fields = type(value).model_fields
-            aliases = {name: field.serialization_alias for name, field in fields.items()}
-            parts |= {aliases.get(name) or name: part for name, part in parts.items()}
+        else:
+            fields = getattr(type(value), "__pydantic_fields__", {})
+            parts |= {
+                field.serialization_alias: parts[name]
+                for name, field in fields.items()
+                if name in parts and field.serialization_alias
+            }
         return {key: sort_sets(parts.get(key), item) for key, item in data.items()}
     return data
 
@@ -85,6 +88,8 @@ def stands_for(arrived: Any, value: Any) -> bool:
     kind = _kind(value)
     if kind is not None and kind == _kind(arrived):
         ours, theirs = _parts(value), _parts(arrived)
+        if isinstance(value, BaseModel):  # its serializer may have added to it: a block's does
+            theirs = {key: part for key, part in theirs.items() if key in ours}
         same = ours.keys() == theirs.keys() and all(
             stands_for(theirs[key], part) for key, part in ours.items()
         )
@@ -106,7 +111,7 @@ def _equals(value: Any, other: Any) -> bool:
 def _is_plain(value: Any) -> bool:
     if value is None or isinstance(value, str | int | float):
         return True
-    return isinstance(value, dict | list | set) and all(map(_is_plain, _parts(value).values()))
+    return isinstance(value, (dict, list, *SETS)) and all(map(_is_plain, _parts(value).values()))
 
 
 def _same_data(value: Any, other: Any) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NotRequired, cast, get_type_hints
 
 from prefect.flows import Flow
-from pydantic import ConfigDict, JsonValue, TypeAdapter
+from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from deployments._json import holds_secret, sort_sets, stands_for, to_plain, to_text
@@ -111,35 +111,29 @@ def _to_json(flow: Flow[..., Any], name: str, given: Any, argument: Any) -> Any:
     _refuse_secret(where, argument)
     adapter = _adapter(flow.name, flow.fn, partial=True)
 
-    def dump(value: Any, options: dict[str, Any]) -> Any:
-        data = adapter.dump_python({name: value}, mode="json", **options)[name]
-        data = sort_sets(value, data)
+    def dump(**options: Any) -> Any:
+        data = adapter.dump_python({name: argument}, mode="json", **options)[name]
+        data = sort_sets(argument, data)
         to_text(data)
         return data
 
     problems: list[str] = []
-    dumps: list[Any] = []  # the first counts: an iterator can be dumped only once
-    for options in (*DUMPS, None):
+    # As given, for a validator that does not take what it returns. An iterator is gone by then.
+    for options in DUMPS[:1] if isinstance(argument, Iterator) else (*DUMPS, None):
         try:
-            if options is None:
-                data = to_plain(given)
-            else:
-                dumps.append(data := dump(argument, options))
+            data = to_plain(given) if options is None else dump(**options)
         except Exception as error:  # noqa: BLE001 - a serializer of the user's may raise anything
             problems.append(_no_json(error))
             continue
         try:
             arrived = adapter.validate_python({name: data})[name]
-            if stands_for(arrived, argument) and all(
-                dump(arrived, DUMPS[0]) == each for each in dumps[:1]
-            ):
-                return data
         except Exception as error:  # noqa: BLE001 - so may a validator
-            problems.append(f"would be refused when it arrives, as {_shown(data)}: {error}")
-        else:
-            problems.append(
-                f"would arrive as {_shown(arrived)}: let its type read what it writes as JSON"
-            )
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            problems.append(f"would be refused when it arrives, as {_shown(data)}: {why}")
+            continue
+        if stands_for(arrived, argument):
+            return data
+        problems.append(f"would arrive as {_shown(arrived)}: let its type read what it writes")
     raise ValueError(f"{where} {problems[0]}")
 
 

@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from prefect import Task
 from prefect.client.schemas.actions import DeploymentFlowRunCreate
 from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterIdempotencyKey,
 )
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging.loggers import flow_run_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Failed, Pending, Scheduled, to_state_create
 from prefect.utilities.urls import url_for
 
+from deployments._deployed import Deployments
 from deployments._earlier import EarlierRuns, counts, next_key
-from deployments._errors import ChildError, ChildNotDeployed
+from deployments._errors import ChildError
 from deployments._orphans import LEAVE_RUNNING, cancel_run
 from deployments._patience import persist
 from deployments._results import find_inputs
@@ -118,7 +117,7 @@ class Submitter:
         self._parent = parent
         self._logger = flow_run_logger(parent)
         self._give_up_after = give_up_after
-        self._deployments: dict[str, DeploymentResponse] = {}
+        self._deployments = Deployments(client, give_up_after)
         self._calls: Counter[str] = Counter()
         self._claimed: set[str] = set()
         self._earlier = EarlierRuns(client, parent, give_up_after)
@@ -266,7 +265,7 @@ class Submitter:
         the attempt: a retried parent would tie its new children to the task runs of old ones.
         It also reads the deployment anew for each run.
         """
-        deployment = await self._read_deployment(name)
+        deployment = await self._deployments.read(name)
         creations: dict[Request, dict[str, Any]] = {}
         for request in batch:
             if self._closed:
@@ -363,29 +362,6 @@ class Submitter:
                 self._give_up_after,
             )
             raise refusal from error
-
-    async def _read_deployment(self, name: str) -> DeploymentResponse:
-        if name not in self._deployments:
-            try:
-                self._deployments[name] = await persist(
-                    lambda: self._client.read_deployment_by_name(name), self._give_up_after
-                )
-            except ObjectNotFound:
-                raise ChildNotDeployed(await self._explain_missing(name)) from None
-        return self._deployments[name]
-
-    async def _explain_missing(self, name: str) -> str:
-        flow_name = name.split("/")[0]
-        of_flow = FlowFilter(name=FlowFilterName(any_=[flow_name]))
-        deployed = await persist(
-            lambda: self._client.read_deployments(flow_filter=of_flow), self._give_up_after
-        )
-        there = ", ".join(sorted(f"{flow_name}/{other.name}" for other in deployed))
-        return (
-            f"{name} is not deployed on {self._client.api_url}"
-            + (f" (there is {there})" if there else "")
-            + ": declare it in prefect.yaml and run `prefect deploy`"
-        )
 
 
 def _refused(name: str, error: PrefectHTTPStatusError) -> ChildError:

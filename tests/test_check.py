@@ -305,9 +305,9 @@ async def mine():
 
 @pytest.mark.parametrize("name", ["Completed", "Failed", "Suspended", "AwaitingRetry"])
 def test_a_run_that_may_be_silent_is_not_marked_as_crashed(name: str) -> None:
-    (automation,) = Manifest.load().definitions.automations
-    assert isinstance(automation.trigger, EventTrigger)
-    assert f"prefect.flow-run.{name}" in automation.trigger.expect
+    silent, _ = Manifest.load().definitions.automations
+    assert isinstance(silent.trigger, EventTrigger)
+    assert f"prefect.flow-run.{name}" in silent.trigger.expect
 
 
 def test_a_child_beside_its_parent_does_not_call_itself(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 import pytest
 from prefect import flow
+from prefect.filesystems import LocalFileSystem
 from prefect.flows import Flow
 from pydantic import (
     AfterValidator,
@@ -114,6 +115,18 @@ def split(text: str) -> list[str]:
 
 
 AsText = Annotated[list[str], BeforeValidator(split)]
+
+
+def double(text: str) -> str:
+    if len(text) > 1:
+        raise ValueError("too long")
+    return text * 2
+
+
+class Doubled(BaseModel):
+    text: Annotated[str, AfterValidator(double)]
+
+
 AnyHandle = Annotated[
     Handle,
     BeforeValidator(lambda value: Handle(value) if isinstance(value, str) else value),
@@ -189,6 +202,8 @@ async def test_an_argument_arrives_as_it_is(stubs: Stubs, hint: Any, value: Any)
         (Sequence[dt.date], (TODAY,), [TODAY]),
         (Path | str, Path("a"), "a"),
         (Any, (1, {2}), [1, [2]]),
+        (dict[str, Any], {"a": {1: (TODAY,)}}, {"a": {"1": ["2013-01-31"]}}),
+        (frozenset[Any], {TODAY}, frozenset({"2013-01-31"})),
         (Any, Box(side=2), {"side": 2, "area": 4}),
     ],
     ids=str,
@@ -201,6 +216,10 @@ async def test_an_argument_arrives_as_it_is_validated(
 
 async def test_what_has_no_equality_arrives(stubs: Stubs) -> None:
     assert (await arrived(stubs, AnyHandle, Handle("a"))).text == "a"
+
+
+async def test_a_block_arrives(stubs: Stubs) -> None:
+    assert (await arrived(stubs, LocalFileSystem, LocalFileSystem(basepath="a"))).basepath == "a"
 
 
 def test_an_iterator_is_passed_as_what_it_yields() -> None:
@@ -220,9 +239,14 @@ class Circle:
         (list[Hidden], [Hidden(width=2)], r"would arrive as \[Hidden\(width=1\)\]"),
         (Shortened, Shortened(name="long"), r"would arrive as Shortened\(name='lon'\)"),
         (Size, Wide(width=1, depth=2), r"would arrive as Size\(width=1, made=.*\)"),
-        (AsText, ["a"], "1 validation error|has no attribute"),
+        (
+            Doubled,
+            Doubled(text="a"),
+            "would be refused when it arrives, as .*: Value error, too long",
+        ),
         (Any, Circle(), "can't be passed as JSON: .*Circle.* by reference, such as a path"),
         (Circle, Circle(), "can't be passed as JSON: .*Circle.* by reference, such as a path"),
+        (Iterable[Any], iter([Circle(), 1]), "can't be passed as JSON: .*Circle"),
         (list[Any], [{"a": Circle()}], "can't be passed as JSON: .*Circle"),
         (float, float("inf"), "can't be passed as JSON: .*not JSON compliant"),
         (str, "a\0b", "can't be passed as JSON: it has a NUL character"),
@@ -240,10 +264,9 @@ class Circle:
 async def test_what_would_not_arrive_is_refused_with_its_name(
     stubs: Stubs, hint: Any, value: Any, message: str
 ) -> None:
-    with pytest.raises((ValueError, AttributeError), match=message) as caught:
+    with pytest.raises(ValueError, match=f"^take: parameter value:? {message}") as caught:
         await arrived(stubs, hint, value)
-    if isinstance(caught.value, ValueError) and "validation error" not in str(caught.value):
-        assert str(caught.value).startswith("take: parameter value")
+    assert "\n" not in str(caught.value)
     assert stubs.calls == []
 
 
@@ -270,8 +293,8 @@ async def test_a_child_called_by_name_is_refused_what_has_no_json(
 
 
 IDENTITY = """
-from dataclasses import dataclass
 from pydantic import BaseModel, Field
+from pydantic.dataclasses import dataclass
 from prefect import flow
 from deployments._parameters import bind, to_json, to_json_untyped, validate
 from deployments._submit import Call
@@ -281,14 +304,14 @@ class Tag(BaseModel, frozen=True):
 
 @dataclass
 class Row:
-    tags: set[Tag]
+    tags: set[Tag] = Field(alias="Tags")
 
 @flow
 def tagged(a: set[str], b: list[dict[int, frozenset[str]]], c: Row, d: dict[str, Tag]): ...
 
 names = {f"tag {number}" for number in range(20)}
 tag = Tag(Names=names)
-values = {"a": names, "b": [{1: names}], "c": Row({tag, Tag()}), "d": {"x": tag}}
+values = {"a": names, "b": [{1: names}], "c": Row(Tags={tag, Tag()}), "d": {"x": tag}}
 given = bind(tagged, (), values)
 for parameters in (
     to_json(tagged, given, validate(tagged, given)),
