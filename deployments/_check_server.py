@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
 from prefect.client.orchestration import PrefectClient
@@ -15,6 +16,7 @@ from prefect.utilities.urls import url_for
 
 from deployments import maintenance
 from deployments._calls import find_child_calls
+from deployments._results import Returns, Unreadable, read_value
 from deployments._unstarted import online_workers
 from deployments.manifest import Manifest, WorkPool
 
@@ -115,11 +117,11 @@ async def _check_results(client: PrefectClient, probe: str) -> str | None:
     if in_volume and await _runs_in_container(client, run):
         return None  # a volume, which `check_manifest` looks at: only containers read it
     try:
-        await run.state.aresult()
-    except Exception as error:  # noqa: BLE001 - each storage has errors of its own
+        await read_value(run.state, Returns(Any))
+    except Unreadable as error:
         return (
-            f"the result of {probe} can't be read here: {error!r}: give parents and children one "
-            "result storage, such as a shared PREFECT_LOCAL_STORAGE_PATH"
+            f"the result of {probe} {error}: give parents and children one result storage, such as "
+            "a shared PREFECT_LOCAL_STORAGE_PATH"
         )
     return None
 

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from deployments._deploy import create_definitions, run_prefect_deploy
 from deployments._processes import TemporaryServer, tail, temporary_server, temporary_worker
+from deployments._results import Returns, read_value
 from deployments.manifest import Manifest
 
 NAME = "local"  # of the deployments, and of their work pool
@@ -96,7 +97,7 @@ async def _run_parent(parameters: dict[str, Any], console: Console) -> tuple[Any
     state = parent.state
     if state is None or not state.is_completed():
         return None, f"{PARENT} ended as {state and state.name}: {state and state.message}"
-    return await state.aresult(raise_on_failure=False), None
+    return await read_value(state, Returns(Any)), None
 
 
 async def _follow(client: PrefectClient, parent: FlowRun, console: Console) -> FlowRun:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from deployments._run import ChildRun
 
-__all__ = ["Returns", "find_inputs", "read_result"]
+__all__ = ["Returns", "Unreadable", "find_inputs", "read_result", "read_value"]
 
 R = TypeVar("R")
 
@@ -182,15 +182,15 @@ async def read_result(run: ChildRun[R], final: FlowRun, returns: Returns[R]) -> 
             f"{run} {verb}: {state.message or 'no reason given'} ({hint} {run.url})", run=run
         ) from await _read_exception(state)
     try:
-        result = await _read_value(state, returns)
+        result = await read_value(state, returns)
         if loss := find_loss(result):
-            raise _Unreadable(f"did not arrive whole: {loss}")
+            raise Unreadable(f"did not arrive whole: {loss}")
     except ValidationError as invalid:
         reason = (
             f"is not what it should be: {invalid}. Make the deployed code and this parent's agree"
         )
         cause: BaseException | None = invalid
-    except _Unreadable as unreadable:
+    except Unreadable as unreadable:
         reason, cause = f"{unreadable}{await _last_warning(run.id)}", unreadable.__cause__
     else:
         link_state_to_flow_run_result(state, result)
@@ -200,25 +200,29 @@ async def read_result(run: ChildRun[R], final: FlowRun, returns: Returns[R]) -> 
     ) from cause
 
 
-class _Unreadable(Exception):
+class Unreadable(Exception):
     """Tell why a result can't be read."""
 
 
-async def _read_value(state: State[Any], returns: Returns[R]) -> R:
+async def read_value(state: State[Any], returns: Returns[R]) -> R:
     """Do what `State.aresult` does, but take what is stored for what the serializer wrote.
 
     Prefect looks first whether the bytes may be a record of its own (`ResultRecord.deserialize`),
     and takes a child's JSON with such keys for one, which it may even unpickle.
+
+    Raises:
+        Unreadable: There is no result, or none that can be read from here.
+        ValidationError: It is not what the annotation says.
     """
     record = state.data
     if record is None:
-        raise _Unreadable("was not persisted: set persist_result=True on the flow")
+        raise Unreadable("was not persisted: set persist_result=True on the flow")
     if not hasattr(record, "storage_key"):  # the value itself
         return returns.validate(record)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return await _try_to_read(record, returns)
-        except _Unreadable:
+        except Unreadable:
             if attempt == ATTEMPTS:
                 raise
         await asyncio.sleep(PAUSE_SECONDS)
@@ -229,7 +233,7 @@ async def _try_to_read(record: Any, returns: Returns[R]) -> R:
     try:
         blob = await _read_blob(record)
     except Exception as error:
-        raise _Unreadable(
+        raise Unreadable(
             f"can't be reached from here: {error!r}. It was deleted, was never written, or is in a "
             "storage that this parent does not share"
         ) from error
@@ -238,7 +242,7 @@ async def _try_to_read(record: Any, returns: Returns[R]) -> R:
     except ValidationError:
         raise
     except Exception as error:
-        raise _Unreadable(f"can't be decoded: {error!r}") from error
+        raise Unreadable(f"can't be decoded: {error!r}") from error
 
 
 async def _read_blob(record: Any) -> bytes:
@@ -272,7 +276,7 @@ async def _last_warning(run_id: UUID) -> str:
 
 async def _read_exception(state: State[Any]) -> BaseException | None:
     with contextlib.suppress(Exception):  # the state's message says what happened
-        value = await _read_value(state, Returns[Any](Any))
+        value = await read_value(state, Returns[Any](Any))
         if isinstance(value, dict) and value.keys() == EXCEPTION:
             value = prefect_json_object_decoder(value)
         if isinstance(value, BaseException):
