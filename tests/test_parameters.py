@@ -186,7 +186,6 @@ NOW = dt.datetime(2013, 1, 31, 12, tzinfo=dt.UTC)
         (str, r"nor is \u0000 a NUL"),
         (SecretStr, SecretStr("")),
     ],
-    ids=str,
 )
 async def test_an_argument_arrives_as_it_is(stubs: Stubs, hint: Any, value: Any) -> None:
     assert await arrived(stubs, hint, value) == value
@@ -206,7 +205,6 @@ async def test_an_argument_arrives_as_it_is(stubs: Stubs, hint: Any, value: Any)
         (frozenset[Any], {TODAY}, frozenset({"2013-01-31"})),
         (Any, Box(side=2), {"side": 2, "area": 4}),
     ],
-    ids=str,
 )
 async def test_an_argument_arrives_as_it_is_validated(
     stubs: Stubs, hint: Any, given: Any, expected: Any
@@ -259,7 +257,6 @@ class Circle:
         (Secret[int], Secret[int](1), "a secret would be passed"),
         (Any, {"a": (SecretStr("swordfish"),)}, "a secret would be passed"),
     ],
-    ids=str,
 )
 async def test_what_would_not_arrive_is_refused_with_its_name(
     stubs: Stubs, hint: Any, value: Any, message: str
@@ -277,7 +274,6 @@ async def test_what_would_not_arrive_is_refused_with_its_name(
         ("\0", "elsewhere: parameter value can't be passed as JSON: it has a NUL"),
         ([SecretStr("swordfish")], "elsewhere: parameter value: a secret"),
     ],
-    ids=str,
 )
 async def test_a_child_called_by_name_is_refused_what_has_no_json(
     stubs: Stubs, value: Any, message: str
