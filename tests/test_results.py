@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from prefect.flows import Flow
+from pytest import ParameterSet
 
 from deployments import ChildResultUnavailable, child, parent_flow
 from deployments._deploy import run_prefect_deploy
@@ -25,16 +27,30 @@ FLOWS = {
     for name, value in vars(returns).items()
     if isinstance(value, Flow) and not value.isgenerator
 }
-ARRIVES = sorted(set(FLOWS) - set(REFUSED) - {"no_annotation"})
+ARRIVES = set(FLOWS) - set(REFUSED) - {"no_annotation"}
+# One of each kind; `make test-all` runs the whole table.
+QUICK = {"frame", "models", "pickle_in_record", "secret", "strict_models", "union"}
+
+
+def table(names: Iterable[str]) -> list[ParameterSet]:
+    slow = pytest.mark.slow
+    return [pytest.param(n, marks=() if n in QUICK else slow) for n in sorted(names)]
+
 
 Results = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def results(
-    prefect_server: TemporaryServer, worker: object, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    prefect_server: TemporaryServer,
+    worker: object,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Results:
-    """Run each flow as a child, and return the results and the errors by name."""
+    """Run each flow that a test asks for as a child; return results and errors by name."""
+    asked = [getattr(item, "callspec", None) for item in request.session.items]
+    names = {each.params.get("name") for each in asked if each} | {"no_annotation"}
+    flows = {name: FLOWS[name] for name in FLOWS if name in names}
     directory = str(ROOT)
     manifest: dict[str, Any] = {
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": directory}}],
@@ -51,7 +67,7 @@ def results(
                     },
                 },
             }
-            for name in FLOWS
+            for name in flows
         ],
     }
     file = tmp_path_factory.mktemp("returns") / "prefect.yaml"
@@ -60,9 +76,9 @@ def results(
 
     @parent_flow
     async def parent() -> None:
-        calls = [child(each)() for each in FLOWS.values()]
+        calls = [child(each)() for each in flows.values()]
         gathered = await asyncio.gather(*calls, return_exceptions=True)
-        found.update(zip(FLOWS, gathered, strict=True))
+        found.update(zip(flows, gathered, strict=True))
         found["by name"] = await child("no-annotation/local")()
 
     found: Results = {}
@@ -70,14 +86,14 @@ def results(
     return found
 
 
-@pytest.mark.parametrize("name", ARRIVES)
+@pytest.mark.parametrize("name", table(ARRIVES))
 def test_it_arrives_equal_to_what_was_returned(results: Results, name: str) -> None:
     expected = FLOWS[name].fn()
     assert results[name] == expected
     assert type(results[name]) is type(expected)
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", table(REFUSED))
 def test_it_is_refused_with_an_error_that_is_true(results: Results, name: str) -> None:
     error = results[name]
     assert isinstance(error, ChildResultUnavailable), error
