@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from prefect.flows import Flow
-from pytest import ParameterSet
 
 from deployments import ChildResultUnavailable, child, parent_flow
 from deployments._deploy import run_prefect_deploy
@@ -32,7 +31,7 @@ ARRIVES = set(FLOWS) - set(REFUSED) - {"no_annotation"}
 QUICK = {"frame", "models", "pickle_in_record", "secret", "strict_models", "union"}
 
 
-def table(names: Iterable[str]) -> list[ParameterSet]:
+def table(names: Iterable[str]) -> list[Any]:
     slow = pytest.mark.slow
     return [pytest.param(n, marks=() if n in QUICK else slow) for n in sorted(names)]
 
