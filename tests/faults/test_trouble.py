@@ -14,7 +14,7 @@ from prefect.events import Event
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.states import Cancelling
 
-from deployments import ChildError, child
+from deployments import ChildError, ChildTimedOut, child
 from deployments._processes import (
     TemporaryServer,
     free_port,
@@ -60,6 +60,23 @@ async def test_burst_of_503_and_slow_answers(proxy: FaultyProxy, in_process: InP
     async with get_client() as client:
         assert in_process.run is not None
         assert len(await children_of(client, in_process.run)) == 3
+
+
+async def test_a_timeout_counts_from_the_call(proxy: FaultyProxy, in_process: InProcess) -> None:
+    """Also where the run can't be created in that time; what is created later is cancelled."""
+
+    async def code() -> None:
+        proxy.unavailable_until = time.monotonic() + 5
+        await child(step, deployment="nobody", timeout=1)("late")
+
+    with pytest.raises(ChildTimedOut, match="step was not created within 1 s"):
+        await in_process(code)
+    async with get_client() as client:
+        assert in_process.run is not None
+        assert [run.state_name for run in await children_of(client, in_process.run)] in (
+            [],
+            ["Cancelled"],
+        )
 
 
 @pytest.mark.parametrize("code_of_close", [1000, 1011], ids=["cleanly", "with an error"])
