@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -175,9 +175,18 @@ class Submitter:
             done = earlier.state is not None and earlier.state.is_completed()
             how = "has completed before, and is used again" if done else "is attached again"
             return self._told(how, call, earlier)
-        if again := await self._earlier.retry(earlier):
+        if again := await self._retry(call, earlier):
             return self._told("is retried, for it has children of its own", call, again)
         return self._told("runs again", call, await self._create(call, next_key(earlier)))
+
+    async def _retry(self, call: Call, earlier: FlowRun) -> FlowRun | None:
+        self._refuse_if_closed()
+        retried = self._keep(self._earlier.retry(earlier))
+        try:
+            return await asyncio.shield(retried)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._keep(self._undo(call, retried)))
+            raise
 
     def _told(self, how: str, call: Call, run: FlowRun) -> FlowRun:
         self._logger.info("Child %s %r %s: %s", call.deployment, run.name, how, url_for(run))
@@ -199,8 +208,7 @@ class Submitter:
         await persist(one_at_a_time, self._give_up_after)
 
     async def _create(self, call: Call, key: str) -> FlowRun:
-        if self._closed:  # a sibling failed, and the parent with it
-            raise asyncio.CancelledError("the parent has ended")
+        self._refuse_if_closed()
         # In the caller's context: what fails fails there, and its flow run knows the results.
         inputs = {name: await find_inputs(value) for name, value in call.inputs.items()}
         fields = DeploymentFlowRunCreate(
@@ -223,7 +231,7 @@ class Submitter:
             if request in self._waiting:
                 self._waiting.remove(request)
             elif not request.created.cancelled():
-                await asyncio.shield(self._keep(self._undo(request)))
+                await asyncio.shield(self._keep(self._undo(call, request.created)))
             raise
 
     def _keep(self, work: Coroutine[Any, Any, R]) -> asyncio.Future[R]:
@@ -233,10 +241,14 @@ class Submitter:
         future.add_done_callback(self._under_way.discard)
         return future
 
-    async def _undo(self, request: Request) -> None:
-        with contextlib.suppress(Exception):  # where nothing was created, nothing is to undo
-            flow_run = await request.created
-            if LEAVE_RUNNING not in request.call.tags:
+    def _refuse_if_closed(self) -> None:
+        if self._closed:  # a sibling failed, and the parent with it
+            raise asyncio.CancelledError("the parent has ended")
+
+    async def _undo(self, call: Call, started: Awaitable[FlowRun | None]) -> None:
+        with contextlib.suppress(Exception):  # where nothing was started, nothing is to undo
+            flow_run = await started
+            if flow_run and LEAVE_RUNNING not in call.tags:
                 await self._cancel(flow_run.id)
 
     async def _send(self) -> None:
