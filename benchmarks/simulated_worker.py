@@ -14,12 +14,14 @@ from prefect.client.orchestration import get_client
 from prefect.results import ResultStore
 from prefect.states import Completed, Running
 
+from benchmarks.flows import one
+
 BATCH = 20
 
 
 async def main() -> None:
     """Complete runs one after another, until somebody ends this process."""
-    store = ResultStore(persist_result=True)
+    store = await ResultStore(persist_result=True).aupdate_for_flow(one)
     result = store.create_result_record(1)
     await store.apersist_result_record(result)
     async with get_client() as client:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterLevel
-from prefect.client.schemas.objects import StateType, TaskRunResult
+from prefect.client.schemas.objects import State, StateType, TaskRunResult
 from prefect.client.schemas.sorting import LogSort
 from prefect.filesystems import LocalFileSystem
 from prefect.results import (
@@ -30,6 +30,7 @@ from prefect.serializers import (
 # Prefect has no public way to link a child deployment's result to its run: with these two
 # the run graph gets its arrows, as it does for tasks and subflows.
 from prefect.utilities.engine import collect_task_run_inputs, link_state_to_flow_run_result
+from prefect.utilities.importtools import to_qualified_name
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from deployments._errors import (
@@ -44,7 +45,7 @@ from deployments._json import find_loss
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.client.schemas.objects import FlowRun
 
     from deployments._run import ChildRun
 
@@ -66,6 +67,7 @@ PAUSE_SECONDS = 0.25
 DECODER = JSONSerializer().object_decoder
 WRAPPER = {"__class__", "data"}
 EXCEPTION = {"__exc_type__", "message"}
+STATE = to_qualified_name(State)
 
 
 class Returns(Generic[R]):
@@ -114,6 +116,8 @@ class Returns(Generic[R]):
             return value
         if value.keys() != WRAPPER or "." not in str(value["__class__"]):
             return {name: self._restore(each) for name, each in value.items()}
+        if value["__class__"] == STATE:  # a flow returned a future, or some
+            return self._restore(value["data"]["data"]["result"])
         # The class tells the members of a union apart. Only those that the annotation names: the
         # child's own have other modules here than there, and a name in data must import nothing.
         cls = self._classes.get(_short(str(value["__class__"])))
@@ -238,11 +242,26 @@ async def _try_to_read(record: Any, returns: Returns[R]) -> R:
             "storage that this parent does not share"
         ) from error
     try:
-        return returns.load(blob, record.serializer)
+        return returns.load(_unpack(blob, record), record.serializer)
     except ValidationError:
         raise
     except Exception as error:
         raise Unreadable(f"can't be decoded: {error!r}") from error
+
+
+def _unpack(blob: bytes, record: Any) -> bytes:
+    """Return what the serializer wrote, where it lies in a record with its metadata.
+
+    So are the results of tasks, which a flow may return as its own (`return_state=True`). A
+    child's own JSON can't be taken for such a record: it does not know the key that it gets.
+    """
+    if blob.startswith(b'{"metadata":'):
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            content = json.loads(blob)
+            if content["metadata"]["storage_key"] == record.storage_key:
+                inner: bytes = content["result"].encode()
+                return inner
+    return blob
 
 
 async def _read_blob(record: Any) -> bytes:

@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, task
 from pydantic import BaseModel, Field, SecretStr
 
 
@@ -297,6 +297,30 @@ def compressed() -> list[Row]:
 def pickled() -> dict[str, bytes]:
     """Return what JSON can't hold."""
     return {"raw": b"\xff\x00"}
+
+
+@task
+def make_row(number: int) -> Row:
+    """Return a row."""
+    return Row(number=number)
+
+
+@flow
+def future() -> Row:
+    """Return a task's result as its own."""
+    return make_row.submit(9)  # type: ignore[return-value]
+
+
+@flow
+def futures() -> list[Row]:
+    """Return the results of tasks as its own."""
+    return [make_row.submit(9)]  # type: ignore[list-item]
+
+
+@flow
+def state() -> Row:
+    """Return a task's state as its own."""
+    return make_row(9, return_state=True)  # type: ignore[return-value]
 
 
 # What can't be returned.

@@ -18,6 +18,10 @@ import pytest
             ["state", "result"],
             "_results",
         ),
+        ("prefect.utilities.importtools", "to_qualified_name", ["obj"], "_results"),
+        ("prefect.serializers", "prefect_json_object_decoder", ["result"], "_results"),
+        ("prefect.results", "aresolve_result_storage", ["result_storage"], "_results"),
+        ("prefect.results", "aget_default_result_storage", [], "_results"),
         (
             "prefect.workers.utilities",
             "get_default_base_job_template_for_infrastructure_type",
