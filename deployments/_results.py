@@ -242,26 +242,11 @@ async def _try_to_read(record: Any, returns: Returns[R]) -> R:
             "storage that this parent does not share"
         ) from error
     try:
-        return returns.load(_unpack(blob, record), record.serializer)
+        return returns.load(blob, record.serializer)
     except ValidationError:
         raise
     except Exception as error:
         raise Unreadable(f"can't be decoded: {error!r}") from error
-
-
-def _unpack(blob: bytes, record: Any) -> bytes:
-    """Return what the serializer wrote, where it lies in a record with its metadata.
-
-    So are the results of tasks, which a flow may return as its own (`return_state=True`). A
-    child's own JSON can't be taken for such a record: it does not know the key that it gets.
-    """
-    if blob.startswith(b'{"metadata":'):
-        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-            content = json.loads(blob)
-            if content["metadata"]["storage_key"] == record.storage_key:
-                inner: bytes = content["result"].encode()
-                return inner
-    return blob
 
 
 async def _read_blob(record: Any) -> bytes:
