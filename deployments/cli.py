@@ -61,9 +61,10 @@ def demo(
     }
     parameters = {name: value for name, value in given.items() if value is not None}
     # Whatever ends us, the server and the worker are stopped first. SIGINT, too: a script's
-    # background jobs inherit that it is ignored.
-    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, signal.default_int_handler)
+    # background jobs inherit that it is ignored. The others become it, for which asyncio is made.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         show = _print_json if json else _print_report
         completed = _demo.run_demo(_check(parameters), progress, show, _print_error, keep)

@@ -37,7 +37,7 @@ def pytest_configure() -> None:
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     signal.signal(signum, signal.SIG_IGN)  # another one does not keep the rest from stopping
-    signal.default_int_handler(signum, frame)
+    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(scope="session")
