@@ -70,6 +70,10 @@ EXCEPTION = {"__exc_type__", "message"}
 STATE = to_qualified_name(State)
 
 
+class Unreadable(Exception):
+    """Tell why a result can't be read."""
+
+
 class Returns(Generic[R]):
     """What a child returns: the annotation that its results are read by.
 
@@ -94,11 +98,17 @@ class Returns(Generic[R]):
 
         Raises:
             ValidationError: It does not fit.
+            Unreadable: JSON does not hold all of it.
             Exception: Whatever the serializer raises.
         """
         plain = _without_decoder(serializer)
         value = plain.loads(blob)
-        return self.validate(value if plain is serializer else self._restore(value))
+        if plain is serializer:
+            return self.validate(value)
+        result = self.validate(self._restore(value))
+        if loss := find_loss(result):
+            raise Unreadable(f"did not arrive whole: {loss}")
+        return result
 
     def validate(self, value: Any) -> R:
         """Return a value as the annotation wants it.
@@ -187,8 +197,6 @@ async def read_result(run: ChildRun[R], final: FlowRun, returns: Returns[R]) -> 
         ) from await _read_exception(state)
     try:
         result = await read_value(state, returns)
-        if loss := find_loss(result):
-            raise Unreadable(f"did not arrive whole: {loss}")
     except ValidationError as invalid:
         reason = (
             f"is not what it should be: {invalid}. Make the deployed code and this parent's agree"
@@ -202,10 +210,6 @@ async def read_result(run: ChildRun[R], final: FlowRun, returns: Returns[R]) -> 
     raise ChildResultUnavailable(
         f"{run} completed, but its result {reason} ({run.url})", run=run
     ) from cause
-
-
-class Unreadable(Exception):
-    """Tell why a result can't be read."""
 
 
 async def read_value(state: State[Any], returns: Returns[R]) -> R:
@@ -243,7 +247,7 @@ async def _try_to_read(record: Any, returns: Returns[R]) -> R:
         ) from error
     try:
         return returns.load(blob, record.serializer)
-    except ValidationError:
+    except (ValidationError, Unreadable):
         raise
     except Exception as error:
         raise Unreadable(f"can't be decoded: {error!r}") from error

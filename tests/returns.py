@@ -323,6 +323,12 @@ def state() -> Row:
     return make_row(9, return_state=True)  # type: ignore[return-value]
 
 
+@flow(result_serializer="pickle")
+def pickled_secret() -> SecretStr:
+    """Return what a pickle holds all of."""
+    return SecretStr("swordfish")
+
+
 # What can't be returned.
 
 
