@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from deployments._calls import ChildCall, find_child_calls
 from deployments._notice import Flows, check_noticed, check_pools
-from deployments._parameters import validate_some
+from deployments._parameters import find_refused, validate_some
 from deployments._returns import check_return
 from deployments.manifest import ROOT, Deployment, Manifest
 
@@ -25,10 +25,6 @@ STORAGE_BLOCK = ("PREFECT_DEFAULT_RESULT_STORAGE_BLOCK", "PREFECT_RESULTS_DEFAUL
 STORAGE_PATH = ("PREFECT_LOCAL_STORAGE_PATH", "PREFECT_RESULTS_LOCAL_STORAGE_PATH")
 
 VARIABLE = re.compile(r"{{\s*\$(\w+)\s*}}")
-VARIADIC = {
-    inspect.Parameter.VAR_POSITIONAL: "*",
-    inspect.Parameter.VAR_KEYWORD: "**",
-}
 
 
 def check_manifest(path: Path = ROOT / "prefect.yaml", *names: str) -> Iterator[str]:
@@ -118,16 +114,8 @@ def _check_parameters(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[
 
 
 def _required(flow: Flow[..., Any]) -> list[str]:
-    variadic = [parameter.name for _, parameter in _variadic(flow)]
-    return [name for name in flow.parameters.required if name not in variadic]
-
-
-def _variadic(flow: Flow[..., Any]) -> list[tuple[str, inspect.Parameter]]:
-    return [
-        (VARIADIC[parameter.kind], parameter)
-        for parameter in inspect.signature(flow.fn).parameters.values()
-        if parameter.kind in VARIADIC
-    ]
+    refused = [parameter.name for parameter in find_refused(flow)]
+    return [name for name in flow.parameters.required if name not in refused]
 
 
 def _check_values(flow: Flow[..., Any], place: str, parameters: dict[str, Any]) -> Iterator[str]:
@@ -228,13 +216,12 @@ def _check_arguments(
         return
     if flow is None:
         return
-    for stars, parameter in _variadic(flow):
-        # Until Prefect 3.9, their schema is that of one of their values.
-        if parameter.name in flow.parameters.required:
-            yield (
-                f"this Prefect refuses runs of a flow that takes {stars}{parameter.name}: make it "
-                "one parameter, a list or a dict"
-            )
+    for parameter in find_refused(flow):
+        taken = parameter.replace(annotation=parameter.empty)
+        yield (
+            f"this Prefect refuses runs of a flow that takes {taken}: make it one parameter, a "
+            "list or a dict"
+        )
     names = [keyword.arg for keyword in call.arguments.keywords] if call.arguments else [None]
     if None in names or any(isinstance(each, ast.Starred) for each in args):
         return  # only a run can tell

@@ -189,11 +189,12 @@ class Child(Generic[P, R]):
             ChildNotDeployed: The deployment does not exist.
             ChildTimedOut: It could not be created in time.
         """
-        called = asyncio.get_running_loop().time()
-        deadline = None if self._timeout is None else called + self._timeout
+        deadline = None
+        if self._timeout is not None:
+            deadline = asyncio.get_running_loop().time() + self._timeout
         try:
             async with asyncio.timeout_at(deadline) as limit:
-                return await self._submit(args, kwargs, called)
+                return await self._submit(args, kwargs, deadline)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -203,7 +204,7 @@ class Child(Generic[P, R]):
             ) from None
 
     async def _submit(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], called: float
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: float | None
     ) -> ChildRun[R]:
         parent = ParentRun.current()
         inputs, parameters, run_name = self._prepare(args, kwargs)
@@ -230,7 +231,7 @@ class Child(Generic[P, R]):
             final,
             self._returns,
             timeout=self._timeout,
-            called=called,
+            deadline=deadline,
             again=again,
         )
 

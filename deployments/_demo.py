@@ -16,7 +16,6 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlo
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import arun_deployment
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.utilities.urls import url_for
 from rich.console import Console
 from rich.live import Live
@@ -59,9 +58,7 @@ def run_demo(
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prefect-demo-")))
         with console.status("Starting a temporary Prefect server ..."):
             server = stack.enter_context(temporary_server(home, check_log=False))
-        stack.enter_context(
-            temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: server.home})
-        )
+        stack.enter_context(server.used())
         with console.status("Deploying prefect.yaml ..."):
             asyncio.run(_deploy(server))
         with console.status("Starting a worker ..."):

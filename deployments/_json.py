@@ -12,6 +12,7 @@ from pydantic import BaseModel, RootModel, Secret, SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
 
 SETS = (set, frozenset)
+SECRETS = (Secret, SecretBytes, SecretStr)
 ARRAYS = (list, tuple, deque)
 IDENTITY: Any = object.__eq__
 
@@ -64,14 +65,14 @@ def sort_sets(value: Any, data: Any) -> Any:
 
 def holds_secret(value: Any) -> bool:
     """Tell whether a value is a secret that is not empty, or has one at any depth."""
-    if isinstance(value, Secret | SecretBytes | SecretStr):
+    if isinstance(value, SECRETS):
         return bool(value.get_secret_value())
     return any(holds_secret(part) for part in _parts(value).values())
 
 
 def find_loss(value: Any) -> str | None:
     """Return what a value lacks that came through JSON, as far as its own types tell."""
-    if isinstance(value, Secret | SecretBytes | SecretStr):
+    if isinstance(value, SECRETS):
         return "JSON has asterisks for a secret: return the name of a Secret block"
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():

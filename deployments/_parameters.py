@@ -24,19 +24,28 @@ DUMPS: tuple[dict[str, Any], ...] = (
 )
 
 
+def find_refused(flow: Flow[..., Any]) -> Iterator[inspect.Parameter]:
+    """Yield the `*rest` and `**named` of a flow because of which no server runs it.
+
+    Until Prefect 3.9, their schema is that of one of their values, and they are required.
+    """
+    for parameter in inspect.signature(flow.fn).parameters.values():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if variadic and parameter.name in (flow.parameters.required or ()):
+            yield parameter
+
+
 def bind(flow: Flow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return a call's arguments by name, as given, without defaults.
 
     Raises:
         TypeError: An argument is missing, unknown or given twice; or no server would take them.
     """
-    for parameter in inspect.signature(flow.fn).parameters.values():
-        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if variadic and parameter.name in (flow.parameters.required or ()):  # before Prefect 3.9
-            raise TypeError(
-                f"{flow.name}: this Prefect can't run a flow with {parameter}: take a list or a "
-                "dict instead"
-            )
+    for parameter in find_refused(flow):
+        raise TypeError(
+            f"{flow.name}: this Prefect can't run a flow with {parameter}: take a list or a dict "
+            "instead"
+        )
     try:
         return dict(inspect.signature(flow.fn).bind(*args, **kwargs).arguments)
     except TypeError as error:

@@ -15,8 +15,10 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import prefect
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from deployments._server_log import check_server_log
 from deployments.manifest import ROOT
@@ -39,6 +41,10 @@ class TemporaryServer:
     home: Path
     api_url: str
     env: Mapping[str, str]
+
+    def used(self) -> contextlib.AbstractContextManager[Any]:
+        """Make it the server that flows and clients of this process use."""
+        return temporary_settings({PREFECT_API_URL: self.api_url, PREFECT_HOME: self.home})
 
 
 @contextlib.contextmanager

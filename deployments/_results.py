@@ -74,6 +74,10 @@ class Unreadable(Exception):
     """Tell why a result can't be read."""
 
 
+class _MayPass(Unreadable):
+    """Tell why a result can't be read yet, or at all."""
+
+
 class Returns(Generic[R]):
     """What a child returns: the annotation that its results are read by.
 
@@ -230,7 +234,7 @@ async def read_value(state: State[Any], returns: Returns[R]) -> R:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return await _try_to_read(record, returns)
-        except Unreadable:
+        except _MayPass:
             if attempt == ATTEMPTS:
                 raise
         await asyncio.sleep(PAUSE_SECONDS)
@@ -241,7 +245,7 @@ async def _try_to_read(record: Any, returns: Returns[R]) -> R:
     try:
         blob = await _read_blob(record)
     except Exception as error:
-        raise Unreadable(
+        raise _MayPass(
             f"can't be reached from here: {error!r}. It was deleted, was never written, or is in a "
             "storage that this parent does not share"
         ) from error
@@ -250,7 +254,7 @@ async def _try_to_read(record: Any, returns: Returns[R]) -> R:
     except (ValidationError, Unreadable):
         raise
     except Exception as error:
-        raise Unreadable(f"can't be decoded: {error!r}") from error
+        raise _MayPass(f"can't be decoded: {error!r}") from error
 
 
 async def _read_blob(record: Any) -> bytes:

@@ -40,7 +40,7 @@ class ChildRun(Generic[R]):
         returns: Returns[R],
         *,
         timeout: float | None = None,
-        called: float = 0,
+        deadline: float | None = None,
         again: Callable[[], Awaitable[FlowRun]] | None = None,
     ) -> None:
         self.id: UUID = flow_run.id
@@ -51,7 +51,7 @@ class ChildRun(Generic[R]):
         self._final = final
         self._returns = returns
         self._timeout = timeout
-        self._called = called
+        self._deadline = deadline
         self._again = again
 
     def __str__(self) -> str:
@@ -70,9 +70,8 @@ class ChildRun(Generic[R]):
         Raises:
             ChildError: There is no result; the subclass says why.
         """
-        deadline = None if self._timeout is None else self._called + self._timeout
         try:
-            async with asyncio.timeout_at(deadline) as limit:
+            async with asyncio.timeout_at(self._deadline) as limit:
                 final = await asyncio.shield(self._final)
         except TimeoutError:
             if not limit.expired():

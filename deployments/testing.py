@@ -19,7 +19,6 @@ from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
 from prefect.flows import Flow
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from deployments._child import stand_ins
 from deployments._deploy import create_definitions, run_prefect_deploy
@@ -48,7 +47,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tempora
     """
     with (
         temporary_server(tmp_path_factory.mktemp("prefect")) as server,
-        temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: server.home}),
+        server.used(),
     ):
         yield server
         # Or they try to reach a server that is gone: logs and events of runs in this process.

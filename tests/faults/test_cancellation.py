@@ -13,7 +13,6 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.events.schemas.automations import EventTrigger
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.states import Cancelling
 
 from deployments import ChildCancelled, ChildCrashed, ChildRun, child
@@ -139,7 +138,7 @@ async def test_a_worker_is_killed_while_it_starts_children(
     """No other worker takes such a run, whose parent may be on another machine, and waits."""
     with (
         temporary_server(tmp_path) as server,
-        temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: tmp_path}),
+        server.used(),
     ):
         async with get_client() as client:
             manifest = Manifest.load().named("local")
@@ -167,7 +166,7 @@ async def test_a_running_child_is_cancelled_whose_worker_is_gone(
     own = {"PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "10"}
     with (
         temporary_server(tmp_path, own=own) as server,
-        temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: tmp_path}),
+        server.used(),
     ):
         await deploy_faults(server)
 
@@ -213,7 +212,7 @@ async def test_a_server_that_returns_few_runs_at_once(
 
     with (
         temporary_server(tmp_path, own={"PREFECT_SERVER_API_DEFAULT_LIMIT": "5"}) as server,
-        temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: tmp_path}),
+        server.used(),
     ):
         await deploy_faults(server)
         with pytest.raises(RuntimeError, match="always"):

@@ -14,7 +14,6 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.events.schemas.automations import EventTrigger
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling
 from pydantic import ValidationError
 
@@ -180,7 +179,7 @@ async def test_parents_worker_is_killed_or_stopped(tmp_path: Path) -> None:
     steps = [{"name": "a", "do": "hold"}, {"name": "b", "deployment": "nobody"}]
     with (
         temporary_server(tmp_path) as server,
-        temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: tmp_path}),
+        server.used(),
     ):
         async with get_client() as client:
             manifest = Manifest.load().named("local")

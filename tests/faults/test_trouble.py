@@ -11,7 +11,7 @@ from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.events import Event
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from deployments import ChildError, ChildTimedOut, child
@@ -158,7 +158,7 @@ async def test_server_is_restarted_midway(tmp_path: Path, in_process: InProcess)
             go.touch()
             return list(await results)
 
-        with temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: home}):
+        with server.used():
             await deploy_faults(server)
             with temporary_worker(server, "local"):
                 assert await in_process(code) == [1, 2]
