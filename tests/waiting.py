@@ -22,13 +22,20 @@ T = TypeVar("T")
 
 
 async def wait_for(
-    predicate: Callable[[], Awaitable[T | None]], what: str, seconds: float = 120
+    predicate: Callable[[], Awaitable[T | None]],
+    what: str,
+    seconds: float = 120,
+    instead: Callable[[], Awaitable[str]] | None = None,
 ) -> T:
-    """Return what the predicate returns as soon as it is true, or fail after some time."""
+    """Return what the predicate returns as soon as it is true, or fail after some time.
+
+    A failure says what `instead` tells.
+    """
     deadline = time.monotonic() + seconds
     while not (value := await predicate()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds:g} s in vain until {what}")
+            there = f"; there is: {await instead()}" if instead else ""
+            raise AssertionError(f"waited {seconds:g} s in vain until {what}{there}")
         await asyncio.sleep(0.2)
     return value
 
@@ -78,7 +85,12 @@ async def ended(client: PrefectClient, parent: FlowRun, seconds: float = 120) ->
         runs = [run, *await children_of(client, parent)]
         return run if all(each.state and each.state.is_final() for each in runs) else None
 
-    return await wait_for(final, f"{parent.name} and its children are final", seconds)
+    return await wait_for(
+        final,
+        f"{parent.name} and its children are final",
+        seconds,
+        lambda: describe(client, parent),
+    )
 
 
 async def in_states(client: PrefectClient, parent: FlowRun, *expected: str) -> list[FlowRun]:
@@ -92,7 +104,22 @@ async def in_states(client: PrefectClient, parent: FlowRun, *expected: str) -> l
         types = sorted(run.state_type.value.title() for run in runs if run.state_type)
         return runs if types == sorted(expected) else None
 
-    return await wait_for(as_expected, f"the children are {', '.join(expected)}")
+    return await wait_for(
+        as_expected,
+        f"the children are {', '.join(expected)}",
+        instead=lambda: describe(client, parent),
+    )
+
+
+async def describe(client: PrefectClient, parent: FlowRun) -> str:
+    """Say in which states a parent and its children are, and why, and since when."""
+    runs = [await client.read_flow_run(parent.id), *await children_of(client, parent)]
+    return "".join(
+        f"\n  {run.name}: {run.state.name} since {run.state.timestamp:%H:%M:%S}, "
+        f"process {run.infrastructure_pid}, {run.state.message}"
+        for run in runs
+        if run.state
+    )
 
 
 async def outcome(client: PrefectClient, parent: FlowRun) -> list[tuple[str, str | None]]:
