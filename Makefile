@@ -15,7 +15,7 @@ test-all: lint
 	@$(BIN)/python -m pytest -m "not docker" $(ARGS)
 
 test-docker: .venv/installed
-	@$(BIN)/python -m pytest tests/docker $(ARGS)
+	@$(BIN)/python -m pytest tests/engine/docker $(ARGS)
 
 # With another Prefect than the lock's: `make test-prefect PREFECT=3.8.8`; without, the newest.
 # In a clone of the last commit, with a lock and a `.venv` of its own, since runs use that.

@@ -31,16 +31,16 @@ from rich.console import Console
 
 from benchmarks.parent import read_children
 from benchmarks.report import Figures, Measured, plot, tabulate
-from deployments._deploy import create_definitions, run_prefect_deploy
-from deployments._orphans import cancel_run
-from deployments._processes import (
+from deployments.commands._deploy import create_definitions, run_prefect_deploy
+from deployments.commands._manifest import ROOT, Manifest
+from deployments.commands._processes import (
     DATABASE_URL,
     TemporaryServer,
     run_process,
     temporary_server,
     temporary_worker,
 )
-from deployments.manifest import ROOT, Manifest
+from deployments.runtime._orphans import cancel_run
 
 HERE = Path(__file__).parent
 PREFECT_FILE = HERE / "prefect.yaml"

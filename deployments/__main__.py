@@ -2,8 +2,8 @@
 
 from dotenv import load_dotenv
 
-from deployments.cli import app
-from deployments.manifest import ROOT
+from deployments.commands._cli import app
+from deployments.commands._manifest import ROOT
 
 load_dotenv(ROOT / ".env")
 app()

@@ -9,7 +9,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled
 
-from deployments._orphans import ALIVE, UNFINISHED, cancel_children, read_children
+from deployments.runtime import ALIVE, UNFINISHED, cancel_children, read_children
 
 LOOK_SECONDS = 5.0
 

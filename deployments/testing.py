@@ -20,10 +20,10 @@ from prefect.events.worker import EventsWorker
 from prefect.flows import Flow
 from prefect.logging.handlers import APILogWorker
 
-from deployments._child import stand_ins
-from deployments._deploy import create_definitions, run_prefect_deploy
-from deployments._processes import TemporaryServer, temporary_server, temporary_worker
-from deployments.manifest import Manifest
+from deployments.commands._deploy import create_definitions, run_prefect_deploy
+from deployments.commands._manifest import Manifest
+from deployments.commands._processes import TemporaryServer, temporary_server, temporary_worker
+from deployments.runtime import stand_ins
 
 
 def pytest_configure() -> None:

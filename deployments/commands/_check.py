@@ -1,0 +1,240 @@
+"""What is wrong with prefect.yaml, in the light of the code, before anything is deployed."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from prefect.flows import Flow
+from prefect.settings import get_current_settings
+from pydantic import ValidationError
+
+from deployments.commands._calls import ChildCall, find_child_calls
+from deployments.commands._manifest import ROOT, Deployment, Manifest
+from deployments.commands._notice import Flows, check_noticed, check_pools
+from deployments.commands._returns import check_return
+from deployments.runtime import find_refused, validate_some
+
+# Where results go, by either name of each setting (ResultsSettings).
+STORAGE_BLOCK = ("PREFECT_DEFAULT_RESULT_STORAGE_BLOCK", "PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK")
+STORAGE_PATH = ("PREFECT_LOCAL_STORAGE_PATH", "PREFECT_RESULTS_LOCAL_STORAGE_PATH")
+
+VARIABLE = re.compile(r"{{\s*\$(\w+)\s*}}")
+
+
+def check_manifest(path: Path = ROOT / "prefect.yaml", *names: str) -> Iterator[str]:
+    """Yield one line for each thing that is wrong, with what to do.
+
+    Args:
+        path: Of the file.
+        names: Of the deployments to look at; by default, all.
+    """
+    # What several deployments share is found with each of them.
+    yield from dict.fromkeys(_check_manifest(path, names))
+
+
+def find_unset_variables(path: Path = ROOT / "prefect.yaml") -> Iterator[str]:
+    """Yield one line for each `{{ $VARIABLE }}` of which Prefect would make an empty string."""
+    for variable in sorted(set(VARIABLE.findall(path.read_text(encoding="utf-8")))):
+        if variable not in os.environ:
+            yield f"{path.name}: ${variable} is not set, and would become empty: set it in .env"
+
+
+def _check_manifest(path: Path, names: tuple[str, ...]) -> Iterator[str]:
+    try:
+        manifest = Manifest.load(path)
+    except ValueError as error:
+        yield str(error)
+        return
+    yield from find_unset_variables(path)
+    flows: dict[str, tuple[Deployment, Flow[..., Any]]] = {}
+    for deployment in manifest.deployments:
+        try:
+            flow = deployment.load_flow()
+        except Exception as error:  # noqa: BLE001 - the user's module may raise anything
+            if not names or deployment.name in names:
+                yield f"{path.name}: {deployment.entrypoint} can't be imported: {error!r}"
+            continue
+        name = f"{flow.name}/{deployment.name}"
+        if name in flows:
+            yield f"{path.name}: {name} is declared twice: give one of them another name"
+        flows[name] = (deployment, flow)
+    yield from (f"{path.name}: {finding}" for finding in check_pools(manifest.definitions, flows))
+    for name, (deployment, flow) in flows.items():
+        if names and deployment.name not in names:
+            continue
+        for findings in (
+            _check_flow(deployment, flow),
+            check_noticed(manifest.definitions, flows, name),
+            _check_queue(manifest, deployment),
+            _check_container(manifest, deployment),
+        ):
+            yield from (f"{path.name}: {name}: {finding}" for finding in findings)
+        for call in find_child_calls(flow, deployment.name):
+            for finding in _check_call(manifest, flows, name, call):
+                yield f"{call.place}: {finding}"
+
+
+def _check_flow(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
+    persists = flow.persist_result
+    if persists is None:
+        persists = get_current_settings().results.persist_by_default
+    if not persists:
+        yield (
+            "a parent can't read its result, since it is not persisted: remove "
+            "persist_result=False, or set results.persist_by_default in prefect.toml"
+        )
+    try:
+        yield from _check_parameters(deployment, flow)
+        yield from check_return(flow)
+    except TypeError as error:  # an annotation can't be resolved
+        yield str(error)
+
+
+def _check_parameters(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
+    yield from _check_values(flow, "parameters", deployment.parameters)
+    starts = {}  # what starts runs without anybody who could give a value
+    for number, schedule in enumerate(deployment.schedules or []):
+        starts[f"schedules.{number}"] = schedule.parameters
+        yield from _check_values(flow, f"schedules.{number}.parameters", schedule.parameters)
+    for number, trigger in enumerate(deployment.triggers or []):
+        starts[f"triggers.{number}"] = trigger.parameters or {}  # templates, of any value
+    for place, parameters in starts.items():
+        for name in _required(flow):
+            if name not in deployment.parameters | parameters:
+                yield (
+                    f"{place}: its runs would fail, since {name} has no value: give one in its "
+                    "parameters, or in the deployment's"
+                )
+
+
+def _required(flow: Flow[..., Any]) -> list[str]:
+    refused = [parameter.name for parameter in find_refused(flow)]
+    return [name for name in flow.parameters.required if name not in refused]
+
+
+def _check_values(flow: Flow[..., Any], place: str, parameters: dict[str, Any]) -> Iterator[str]:
+    try:
+        validate_some(flow, parameters)
+    except ValidationError as error:
+        for problem in error.errors():
+            yield f"{'.'.join([place, *map(str, problem['loc'])])}: {problem['msg']}"
+
+
+def _check_queue(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
+    pools, used = manifest.definitions.work_pools, deployment.work_pool
+    if used.name not in pools:
+        yield f"its work pool {used.name} is not in definitions.work_pools: add it there"
+    elif used.work_queue_name not in pools[used.name].queues:
+        yield (
+            f"its work queue {used.work_queue_name} is not in "
+            f"definitions.work_pools.{used.name}.queues: add it there"
+        )
+
+
+def _check_container(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
+    used = deployment.work_pool
+    pool = manifest.definitions.work_pools.get(used.name)
+    if pool is None or pool.type == "process":
+        return
+    place = "work_pool.job_variables"
+    env = used.job_variables.get("env") or {}
+    volumes = used.job_variables.get("volumes") or []
+    if not isinstance(env, dict):
+        yield f"{place}.env: it must be a mapping, of names to values"
+        return
+    if not isinstance(volumes, list):
+        yield f"{place}.volumes: it must be a list, of `volume:/directory`"
+        return
+    directories = []
+    for volume in volumes:
+        directory = str(volume).partition(":")[2].split(":")[0]
+        if not directory.startswith("/"):
+            yield f"{place}.volumes: {volume!r} must be `volume:/directory`"
+            return
+        directories.append(directory)
+    if any(env.get(name) for name in STORAGE_BLOCK):
+        return
+    path = next((env[name] for name in STORAGE_PATH if env.get(name)), None)
+    if path is None or not any(PurePosixPath(path).is_relative_to(each) for each in directories):
+        yield (
+            "its results would end with its container: set PREFECT_LOCAL_STORAGE_PATH to a "
+            "directory in one of its volumes, or PREFECT_DEFAULT_RESULT_STORAGE_BLOCK, in "
+            f"{place}.env"
+        )
+
+
+def _check_call(manifest: Manifest, flows: Flows, parent: str, call: ChildCall) -> Iterator[str]:
+    deployment, caller = flows[parent]
+    if not call.in_parent:
+        yield f"{caller.name} calls a child, and is no parent: make it a @parent_flow"
+    name, target = call.deployment, call.target
+    if isinstance(target, str) and not re.fullmatch("[^/]+/[^/]+", target):
+        yield f"calls {target!r}: the name must be 'flow-name/deployment-name'"
+        return
+    child, declared = flows.get(name or "", (None, None))
+    flow = target if isinstance(target, Flow) else declared
+    added = child.parameters if child and isinstance(target, str) else {}
+    for problem in _check_arguments(flow, call, added):
+        yield f"{name or (flow and flow.name)}: {problem}"
+    if name is None:
+        return
+    if child is None:
+        if isinstance(target, Flow):  # by name, it may be of another repository
+            yield f"calls {name}, which is not declared: add it to prefect.yaml"
+        return
+    ours, theirs = deployment.work_pool, child.work_pool
+    pool = manifest.definitions.work_pools.get(ours.name)
+    queue = pool.queues.get(ours.work_queue_name) if pool else None
+    shared = (ours.name, ours.work_queue_name) == (theirs.name, theirs.work_queue_name)
+    if shared and queue and queue.concurrency_limit is not None:
+        yield (
+            f"{name} is in the limited queue {ours.name}/{ours.work_queue_name} together with "
+            "its parent, which holds a slot while it waits: that is a deadlock. Put the parent "
+            "into a queue of its own, without a limit"
+        )
+
+
+def _check_arguments(
+    flow: Flow[..., Any] | None, call: ChildCall, added: dict[str, Any]
+) -> Iterator[str]:
+    """Yield why a call does not fit its child, where that is plain.
+
+    Args:
+        flow: The child's, if it is known.
+        call: The call.
+        added: The parameters that the child's deployment adds to those of a call by name.
+    """
+    args = call.arguments.args if call.arguments else []
+    if isinstance(call.target, str) and any(not isinstance(each, ast.Starred) for each in args):
+        yield "a child called by name takes keywords only"
+        return
+    if flow is None:
+        return
+    for parameter in find_refused(flow):
+        taken = parameter.replace(annotation=parameter.empty)
+        yield (
+            f"this Prefect refuses runs of a flow that takes {taken}: make it one parameter, a "
+            "list or a dict"
+        )
+    names = [keyword.arg for keyword in call.arguments.keywords] if call.arguments else [None]
+    if None in names or any(isinstance(each, ast.Starred) for each in args):
+        return  # only a run can tell
+    given = dict.fromkeys(map(str, names)) | added
+    if isinstance(call.target, str):
+        for name in given:
+            if name not in flow.parameters.properties:
+                yield f"got an unexpected keyword argument {name!r}"
+        for name in _required(flow):
+            if name not in given:
+                yield f"missing a required argument: {name!r}"
+        return
+    try:
+        inspect.signature(flow.fn).bind(*args, **given)
+    except TypeError as error:
+        yield str(error)

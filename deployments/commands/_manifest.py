@@ -1,0 +1,150 @@
+"""`prefect.yaml` as data: its deployments, and the work pools and queues that they need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from prefect.automations import AutomationCore
+from prefect.events import ResourceSpecification
+from prefect.flows import Flow, load_flow_from_entrypoint
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class WorkQueue(BaseModel):
+    """A queue of a work pool.
+
+    Attributes:
+        concurrency_limit: How many of its runs may be under way at once; None is no limit.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    concurrency_limit: int | None = None
+
+
+class WorkPool(BaseModel):
+    """A work pool, as `definitions.work_pools` declares it."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: str
+    queues: dict[str, WorkQueue]
+
+
+class WorkPoolOf(BaseModel):
+    """The `work_pool` of a deployment."""
+
+    name: str
+    work_queue_name: str = "default"
+    job_variables: dict[str, Any] = {}
+
+
+class Schedule(BaseModel):
+    """A schedule of a deployment."""
+
+    parameters: dict[str, Any] = {}
+
+
+class Trigger(BaseModel):
+    """A trigger of a deployment or an automation.
+
+    Attributes:
+        expect: The events that it waits for.
+        match_related: What such an event must be related to; each by one of its resources.
+        parameters: Of the run that it starts.
+        triggers: Its parts, where it is made of several.
+    """
+
+    expect: set[str] = set()
+    match_related: Annotated[
+        list[ResourceSpecification],
+        BeforeValidator(lambda given: given if isinstance(given, list) else [given or {}]),
+    ] = []
+    parameters: dict[str, Any] | None = None
+    triggers: list[Trigger] = []
+
+
+class Deployment(BaseModel):
+    """A deployment, as `deployments` declares it."""
+
+    name: str
+    entrypoint: str
+    work_pool: WorkPoolOf
+    parameters: dict[str, Any] = {}
+    tags: list[str] = []
+    build: list[dict[str, Any]] = []
+    schedules: list[Schedule] | None = None
+    triggers: list[Trigger] | None = None
+
+    def load_flow(self) -> Flow[..., Any]:
+        """Import the flow.
+
+        Raises:
+            Exception: Whatever its import raises.
+        """
+        return load_flow_from_entrypoint(self.entrypoint, use_placeholder_flow=False)
+
+
+class Definitions(BaseModel):
+    """The part of `definitions` that is not only anchors."""
+
+    work_pools: dict[str, WorkPool]
+    automations: list[AutomationCore] = []
+
+
+class Manifest(BaseModel):
+    """All of `prefect.yaml` that this template reads."""
+
+    definitions: Definitions
+    deployments: list[Deployment]
+
+    @classmethod
+    def load(cls, path: Path = ROOT / "prefect.yaml") -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            ValueError: It can't be read; in one line, with the place.
+        """
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"{path}: {place}: {first['msg']}") from error
+
+    def named(self, *names: str) -> Manifest:
+        """Return the part that deployments of these names are and need.
+
+        Raises:
+            ValueError: There is none of one of the names.
+        """
+        there = {deployment.name for deployment in self.deployments}
+        if unknown := sorted(set(names) - there):
+            raise ValueError(
+                f"prefect.yaml has no deployment named {', '.join(unknown)}, only "
+                f"{', '.join(sorted(there))}"
+            )
+        chosen = [deployment for deployment in self.deployments if deployment.name in names]
+        used = {deployment.work_pool.name for deployment in chosen}
+        pools = self.definitions.work_pools
+        definitions = self.definitions.model_copy(
+            update={"work_pools": {name: pools[name] for name in pools if name in used}}
+        )
+        return self.model_copy(update={"definitions": definitions, "deployments": chosen})
+
+    def load_flow(self, flow_name: str, deployment_name: str) -> Flow[..., Any]:
+        """Import the flow of a deployment.
+
+        Raises:
+            ValueError: There is no such deployment.
+        """
+        for deployment in self.deployments:
+            if deployment.name == deployment_name:
+                flow = deployment.load_flow()
+                if flow.name == flow_name:
+                    return flow
+        raise ValueError(f"prefect.yaml has no deployment {flow_name}/{deployment_name}")

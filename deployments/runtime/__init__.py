@@ -1,0 +1,52 @@
+"""What lives inside a parent's run, with its one door.
+
+`deployments` hands on what flows use; the commands, the fixtures and the maintenance flow use the
+rest. Nothing here imports any of them.
+"""
+
+from deployments.runtime._child import child, stand_ins
+from deployments.runtime._errors import (
+    ChildCancelled,
+    ChildCrashed,
+    ChildError,
+    ChildFailed,
+    ChildNotDeployed,
+    ChildResultUnavailable,
+    ChildTimedOut,
+    raise_failures,
+)
+from deployments.runtime._orphans import ALIVE, UNFINISHED, cancel_children, read_children
+from deployments.runtime._parameters import find_refused, type_hints, validate_some
+from deployments.runtime._parent import is_parent, parent_flow
+from deployments.runtime._patience import read_all
+from deployments.runtime._results import Returns, Unreadable, read_value
+from deployments.runtime._run import ChildRun
+from deployments.runtime._unstarted import online_workers
+
+__all__ = [
+    "ALIVE",
+    "UNFINISHED",
+    "ChildCancelled",
+    "ChildCrashed",
+    "ChildError",
+    "ChildFailed",
+    "ChildNotDeployed",
+    "ChildResultUnavailable",
+    "ChildRun",
+    "ChildTimedOut",
+    "Returns",
+    "Unreadable",
+    "cancel_children",
+    "child",
+    "find_refused",
+    "is_parent",
+    "online_workers",
+    "parent_flow",
+    "raise_failures",
+    "read_all",
+    "read_children",
+    "read_value",
+    "stand_ins",
+    "type_hints",
+    "validate_some",
+]

@@ -1,0 +1,94 @@
+"""What can go wrong with a child.
+
+ChildError
+├── ChildNotDeployed        no such deployment on the server: nothing was started
+├── ChildFailed             its code raised
+├── ChildCrashed            its process died, or never came up
+├── ChildCancelled          somebody cancelled it
+├── ChildTimedOut           it did not finish within `child(..., timeout=)`
+└── ChildResultUnavailable  it completed, but its result can't be read
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from deployments.runtime._run import ChildRun
+
+
+R = TypeVar("R")
+
+NAMED = 10
+
+
+class ChildError(Exception):
+    """Tell that a child gave no result.
+
+    The child's own exception, where it could be read, is the `__cause__`.
+
+    Attributes:
+        run: The child's run (`id`, `name`, `deployment`, `url`), or None where none was created.
+    """
+
+    # Only the message is positional: Prefect's JSON serializer rebuilds an exception from it.
+    def __init__(self, message: str, *, run: ChildRun[Any] | None = None) -> None:
+        super().__init__(message)
+        self.run = run
+
+    def __reduce__(self) -> tuple[type[ChildError], tuple[str]]:
+        """Leave the run behind, which is bound to this process."""
+        return type(self), (str(self),)
+
+    @property
+    def url(self) -> str | None:
+        """The child's page in the Prefect UI."""
+        return self.run.url if self.run else None
+
+
+class ChildNotDeployed(ChildError):
+    """Tell that the child's deployment does not exist on the server."""
+
+
+class ChildFailed(ChildError):
+    """Tell that the child's code raised."""
+
+
+class ChildCrashed(ChildError):
+    """Tell that the child's process died, or never came up."""
+
+
+class ChildCancelled(ChildError):
+    """Tell that the child was cancelled."""
+
+
+class ChildTimedOut(ChildError, TimeoutError):
+    """Tell that the child did not finish in time, and was cancelled."""
+
+
+class ChildResultUnavailable(ChildError):
+    """Tell that the child completed, but its result can't be read."""
+
+
+def raise_failures(results: Sequence[R | BaseException]) -> list[R]:
+    """Return the results of `asyncio.gather(..., return_exceptions=True)` if all are results.
+
+    Let all children finish, then fail with all the reasons:
+    `raise_failures(await asyncio.gather(*calls, return_exceptions=True))`.
+
+    Raises:
+        ExceptionGroup: Some are exceptions; it counts and names their children.
+    """
+    failures = [result for result in results if isinstance(result, BaseException)]
+    if not failures:
+        return [result for result in results if not isinstance(result, BaseException)]
+    names = [
+        str(failure.run) if isinstance(failure, ChildError) and failure.run else repr(failure)
+        for failure in failures
+    ]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    raise BaseExceptionGroup(
+        f"{len(failures)} of {len(results)} children failed: {', '.join(names[:NAMED])}{more}",
+        failures,
+    )

@@ -1,0 +1,185 @@
+"""Parent flows: what a run of one holds while its children run."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from typing import Any, ParamSpec, TypeVar, overload
+
+import anyio
+from prefect import flow
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+from prefect.exceptions import Pause
+from prefect.flows import Flow
+from prefect.logging.loggers import flow_run_logger
+
+from deployments.runtime._orphans import cancel_children, cancel_children_hook, name_all
+from deployments.runtime._patience import get_eager_client, persist
+from deployments.runtime._submit import Submitter
+from deployments.runtime._watch import Watcher
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# A parent that is run by hand calls the deployments of this name.
+BY_HAND = "local"
+
+_current: ContextVar[ParentRun | None] = ContextVar("parent_run", default=None)
+
+
+class ParentRun:
+    """One attempt of a parent's run, and what its children share.
+
+    Args:
+        client: The client of all requests for the children, but for those of the submitter.
+        eager_client: Made by `get_eager_client`.
+        flow_run: The parent's run.
+        give_up_after: Seconds without any answer of the server after which waiting fails.
+    """
+
+    def __init__(
+        self,
+        client: PrefectClient,
+        eager_client: PrefectClient,
+        flow_run: FlowRun,
+        give_up_after: float,
+    ) -> None:
+        self.client = client
+        self.flow_run = flow_run
+        self.give_up_after = give_up_after
+        self.logger = flow_run_logger(flow_run)
+        self.submitter = Submitter(eager_client, flow_run, give_up_after)
+        self.watcher = Watcher(client, self.logger, give_up_after)
+        self._loop = asyncio.get_running_loop()
+        # Of the flow's `timeout_seconds`: Prefect cancels by a scope of anyio (`timeout_async`).
+        self._deadline = anyio.current_effective_deadline()
+        self._deployment_name: str | None = None
+
+    @staticmethod
+    def current() -> ParentRun:
+        """Return the parent run that the caller is in.
+
+        Raises:
+            RuntimeError: There is none, or it runs in another thread.
+        """
+        parent = _current.get()
+        if parent is None:
+            raise RuntimeError("a child can only be called inside a flow made by @parent_flow")
+        if parent._loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                "a child can only be called from its parent's own event loop, not from a task "
+                "or flow that runs in another thread"
+            )
+        return parent
+
+    async def deployment_name(self) -> str:
+        """Return the name of the deployment that this parent runs as, or runs inside of."""
+        if self._deployment_name is None:
+            self._deployment_name = await persist(self._read_deployment_name, self.give_up_after)
+        return self._deployment_name
+
+    async def _read_deployment_name(self) -> str:
+        run = self.flow_run
+        while run.deployment_id is None:
+            if run.parent_task_run_id is None:
+                return BY_HAND
+            # A plain subflow: the flow that called it may itself be one.
+            task_run = await self.client.read_task_run(run.parent_task_run_id)
+            assert task_run.flow_run_id is not None  # noqa: S101 - that of the calling flow
+            run = await self.client.read_flow_run(task_run.flow_run_id)
+        return (await self.client.read_deployment(run.deployment_id)).name
+
+    def time_is_up(self) -> bool:
+        """Tell whether the parent is cancelled by its own `timeout_seconds`."""
+        return anyio.current_time() >= self._deadline
+
+    async def end(self, error: BaseException | None = None) -> None:
+        """Cancel the children that are still alive, unless this run will go on with them."""
+        # Shielded: Prefect's timeout of a flow (anyio's) cancels again at every await.
+        with anyio.CancelScope(shield=True):
+            try:
+                await self.submitter.close()
+                if not await self._goes_on(error):
+                    runs = await cancel_children(self.client, self.flow_run.id)
+                    if runs:
+                        self.logger.warning("The parent has ended: cancelled %s", name_all(runs))
+            except Exception as problem:  # noqa: BLE001 - why the parent ended matters more
+                self.logger.warning("The parent has ended, its children may run on: %r", problem)
+            finally:
+                await self.watcher.close()
+
+    async def _goes_on(self, error: BaseException | None) -> bool:
+        """Tell whether this run is suspended, or the server will retry it (RetryFailedFlows)."""
+        if isinstance(error, Pause):
+            return True
+        if not (isinstance(error, Exception) or self.time_is_up()):
+            return False
+        run = await self.client.read_flow_run(self.flow_run.id)
+        return run.run_count <= (run.empirical_policy.retries or 0)
+
+
+@overload
+def parent_flow(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Flow[P, Coroutine[Any, Any, R]]: ...
+@overload
+def parent_flow(
+    *, give_up_after: float = ..., **options: Any
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, Coroutine[Any, Any, R]]]: ...
+def parent_flow(fn: Any = None, /, *, give_up_after: float = 600, **options: Any) -> Any:
+    """Make an async function a flow that can call children with `child`.
+
+    It is a `prefect.flow` that cancels its children when it ends, however it ends: they never
+    outlive it. When it is only suspended, or will be retried after an exception or a timeout,
+    they go on.
+
+    Args:
+        fn: The async function.
+        give_up_after: Seconds without any answer of the Prefect server after which the
+            parent stops waiting for its children and fails.
+        **options: Those of `prefect.flow`.
+
+    Raises:
+        TypeError: The function is not async.
+    """
+    if fn is None:
+        return functools.partial(parent_flow, give_up_after=give_up_after, **options)
+    if not asyncio.iscoroutinefunction(fn):
+        raise TypeError(f"{fn.__qualname__} must be an `async def` to await its children")
+    for when in ("on_crashed", "on_cancellation"):
+        options[when] = [*(options.get(when) or ()), cancel_children_hook]
+    parent: Flow[..., Any] = flow(fn, **options)
+    # After the flow is made: its version, name and parameters come from the function itself.
+    parent.fn = _with_children(fn, give_up_after)
+    return parent
+
+
+def is_parent(flow: Flow[..., Any]) -> bool:
+    """Tell whether a flow was made by `parent_flow`."""
+    return cancel_children_hook in flow.on_crashed_hooks
+
+
+def _with_children(
+    fn: Callable[P, Coroutine[Any, Any, R]], give_up_after: float
+) -> Callable[P, Coroutine[Any, Any, R]]:
+    @functools.wraps(fn)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        context = FlowRunContext.get()
+        if context is None or context.flow_run is None:
+            raise RuntimeError(f"call {fn.__qualname__} as a flow, not its function")
+        async with get_client() as client, get_eager_client() as eager_client:
+            parent = ParentRun(client, eager_client, context.flow_run, give_up_after)
+            token = _current.set(parent)
+            try:
+                result = await fn(*args, **kwargs)
+            except BaseException as error:
+                await parent.end(error)
+                raise
+            finally:
+                _current.reset(token)
+            await parent.end()
+            return result
+
+    return run

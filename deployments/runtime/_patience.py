@@ -1,0 +1,126 @@
+"""Requests that outlast a server that restarts, or is too busy to answer for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging import get_logger
+
+from deployments.runtime._errors import ChildError
+
+T = TypeVar("T")
+
+# From the first pause, doubled each time, to the longest one.
+PAUSE_SECONDS = 0.05
+PAUSE_MAX_SECONDS = 2.0
+
+logger = get_logger("deployments")
+
+
+async def read_all(client: PrefectClient, flow_run_filter: FlowRunFilter) -> list[FlowRun]:
+    """Return all runs that a filter finds, however few the server returns at once.
+
+    No `limit`: the server refuses one above its own (PREFECT_API_DEFAULT_LIMIT).
+    """
+    runs: dict[UUID, FlowRun] = {}
+    while page := await client.read_flow_runs(
+        flow_run_filter=flow_run_filter, sort=FlowRunSort.ID_DESC, offset=len(runs)
+    ):
+        fresh = {run.id: run for run in page if run.id not in runs}
+        if not fresh:
+            break
+        runs |= fresh
+    return list(runs.values())
+
+
+def get_eager_client() -> PrefectClient:
+    """Return a client for `persist`: what may pass is raised at once.
+
+    Prefect's own sleeps 2 s or more after each 503, which the embedded SQLite server answers when
+    another request just wrote: also after the last, with PREFECT_CLIENT_MAX_RETRIES at 0
+    (PrefectHttpxAsyncClient._send_with_retry).
+    """
+    return get_client(httpx_settings={"event_hooks": {"response": [_raise_at_once]}})
+
+
+async def _raise_at_once(response: httpx.Response) -> None:
+    try:
+        response.raise_for_status()
+    except httpx.HTTPStatusError as error:
+        await response.aread()
+        problem = PrefectHTTPStatusError.from_httpx_error(error)
+        if is_passing(problem):
+            raise problem from error
+
+
+def is_passing(error: Exception) -> bool:
+    """Tell whether a request that failed so may well succeed later."""
+    if isinstance(error, PrefectHTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    return isinstance(error, httpx.TransportError)
+
+
+async def persist(request: Callable[[], Awaitable[T]], give_up_after: float) -> T:
+    """Repeat a request that may be sent twice until the server answers it.
+
+    Prefect's client gives up after PREFECT_CLIENT_MAX_RETRIES, about a minute; this goes on.
+
+    Args:
+        request: Makes the request.
+        give_up_after: Seconds without an answer after which it fails.
+
+    Raises:
+        ChildError: The server did not answer in that time.
+    """
+    last: Exception | None = None
+    pause = PAUSE_SECONDS
+    started = time.monotonic()
+    warn_after = PAUSE_MAX_SECONDS
+    try:
+        async with asyncio.timeout(give_up_after):
+            while True:
+                try:
+                    return await request()
+                except (httpx.TransportError, PrefectHTTPStatusError) as error:
+                    if not is_passing(error):
+                        raise
+                    last = error
+                silence = time.monotonic() - started
+                if silence >= warn_after:
+                    logger.warning(
+                        "The Prefect server has not answered for %.0f s: %r", silence, last
+                    )
+                    warn_after *= 2
+                await asyncio.sleep(max(pause * random.uniform(0.5, 1), _retry_after(last)))  # noqa: S311
+                pause = min(2 * pause, PAUSE_MAX_SECONDS)
+    except TimeoutError:
+        raise ChildError(unreachable(give_up_after, last)) from last
+
+
+def _retry_after(error: Exception) -> float:
+    """Return the seconds that the server asks to wait for, as Prefect Cloud does."""
+    if isinstance(error, PrefectHTTPStatusError):
+        with contextlib.suppress(ValueError):
+            return float(error.response.headers.get("Retry-After", 0))
+    return 0
+
+
+def unreachable(silence: float, error: Exception | None) -> str:
+    """Say that the server is given up."""
+    reason = f" ({error!r})" if error else ""
+    return (
+        f"gave up after {silence:.0f} s without an answer of the Prefect server{reason}: "
+        "the limit is `give_up_after` of @parent_flow"
+    )

@@ -1,0 +1,123 @@
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+from deployments.commands._manifest import ROOT
+from deployments.commands._processes import free_port
+from tests.engine.conftest import inner_env
+from tests.engine.docker.engine import docker, find_images, running_engine
+
+SECRET = "a-secret-of-this-machine"  # noqa: S105
+# Flows that go wrong as they are told, as a user would add flows.
+FLOWS = """
+  - <<: *docker
+    entrypoint: flows/faults.py:family
+    tags: [parent-flows, parent]
+    work_pool: *docker_parents
+  - <<: *docker
+    entrypoint: flows/faults.py:step
+    tags: [parent-flows]
+    work_pool: *docker_children
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Docker Engine, and the variables that say which images it has."""
+    with running_engine(tmp_path_factory.mktemp("docker") / "dockerd.log"):
+        yield find_images()
+
+
+@pytest.fixture(scope="module")
+def clone(checkout: Path) -> Path:
+    """A clone with a commit, a secret, and flows of its own."""
+    shutil.copy(ROOT / "tests" / "engine" / "faults" / "flows.py", checkout / "flows" / "faults.py")
+    with (checkout / "prefect.yaml").open("a") as file:
+        file.write(FLOWS)
+    subprocess.run(["git", "init", "--quiet"], cwd=checkout, check=True)
+    commit_all(checkout)
+    for directory in (checkout, checkout / "flows"):
+        (directory / ".env").write_text(f"MY_PASSWORD={SECRET}\n")
+    return checkout
+
+
+def commit_all(repository: Path) -> None:
+    name = ["-c", "user.name=Me", "-c", "user.email=me@localhost"]
+    for command in (
+        ["add", "--all", "--", ".", ":!.venv"],
+        [*name, "commit", "--quiet", "--message", "Mine"],
+    ):
+        subprocess.run(["git", *command], cwd=repository, check=True)
+
+
+class Stack:
+    """`make up` and `make down` in the clone."""
+
+    def __init__(self, clone: Path, home: Path, images: dict[str, str]) -> None:
+        self._clone = clone
+        # What only a worker's own machine knows must not get into containers.
+        self._env = inner_env() | images | {"HOME": str(home), "PREFECT_HOME": str(home)}
+        # Another port than by default: nothing may rely on that one.
+        port = self._env["SERVER_PORT"] = str(free_port())
+        self.api_url = f"http://127.0.0.1:{port}/api"
+
+    def make(self, *arguments: str, **env: str) -> str:
+        done = subprocess.run(
+            ["make", *arguments],
+            cwd=self._clone,
+            env=self._env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def image(self) -> str:
+        """The image that is built of the last commit."""
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        tag = subprocess.run(describe, cwd=self._clone, capture_output=True, text=True, check=True)
+        return f"parent-flows:{tag.stdout.strip()}"
+
+    def commit(self, file: str, text: str) -> None:
+        (self._clone / file).write_text(text)
+        commit_all(self._clone)
+
+    def container(self, service: str) -> str:
+        return docker("ps", "--quiet", "--filter", f"label=com.docker.compose.service={service}")
+
+
+@pytest.fixture(scope="module")
+def commands(
+    clone: Path, images: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Stack:
+    return Stack(clone, tmp_path_factory.mktemp("home"), images)
+
+
+@pytest.fixture(scope="module")
+def stack(commands: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack that is up, with everything deployed; its server is the one of clients here."""
+    try:
+        commands.make("up")
+        home = tmp_path_factory.mktemp("prefect")
+        with temporary_settings({PREFECT_API_URL: commands.api_url, PREFECT_HOME: home}):
+            yield commands
+    finally:
+        commands.make("down", "ARGS=--volumes")
+        assert docker("ps", "--all", "--quiet", "--filter", "name=parent-flows") == ""
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[PrefectClient]:
+    async with get_client() as client:
+        yield client
+
+
+async def no_container_is_left() -> bool:
+    return not docker("ps", "--all", "--quiet", "--filter", "label=io.prefect.flow-run-id")

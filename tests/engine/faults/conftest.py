@@ -1,0 +1,80 @@
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import get_client
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+from prefect.deployments import arun_deployment
+
+from deployments import parent_flow
+from deployments.commands._deploy import create_definitions, run_prefect_deploy
+from deployments.commands._manifest import ROOT, Manifest
+from deployments.commands._processes import TemporaryServer
+
+FAULTS = Path("tests/engine/faults/prefect.yaml")
+
+
+@pytest.fixture(scope="session")
+def faults(prefect_server: TemporaryServer, worker: subprocess.Popen[bytes]) -> None:
+    """Deploy the flows that go wrong."""
+    asyncio.run(deploy_faults(prefect_server))
+
+
+async def deploy_faults(server: TemporaryServer) -> None:
+    async with get_client() as client:
+        await create_definitions(client, Manifest.load(ROOT / FAULTS))
+    await asyncio.to_thread(run_prefect_deploy, server.env, "--all", "--prefect-file", str(FAULTS))
+
+
+@pytest.fixture
+async def client(faults: None) -> AsyncIterator[PrefectClient]:
+    async with get_client() as client:
+        yield client
+
+
+class InProcess:
+    """A parent that runs in the test's own process, with the run that it has."""
+
+    def __init__(self) -> None:
+        self.run: FlowRun | None = None
+
+    async def __call__(self, code: Callable[[], Awaitable[Any]], **options: Any) -> Any:
+        """Run code as the body of a parent flow."""
+
+        async def body() -> Any:
+            context = FlowRunContext.get()
+            assert context is not None
+            self.run = context.flow_run
+            return await code()
+
+        return await parent_flow(name="in-process", **options)(body)()
+
+
+@pytest.fixture
+def in_process(faults: None) -> InProcess:
+    return InProcess()
+
+
+async def start(name: str, **parameters: Any) -> FlowRun:
+    """Start a deployed parent."""
+    return await arun_deployment(f"{name}/local", parameters=parameters, timeout=0)
+
+
+def pid_of(run: FlowRun) -> int:
+    """Return the process id of a run of a process worker."""
+    assert run.infrastructure_pid is not None
+    return int(run.infrastructure_pid.rpartition(":")[2])
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

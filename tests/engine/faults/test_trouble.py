@@ -1,0 +1,198 @@
+"""Trouble on the way between a parent and the server: nothing is lost, nothing done twice."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect import get_client
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
+from prefect.events import Event
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+
+from deployments import ChildError, ChildTimedOut, child
+from deployments.commands._processes import (
+    TemporaryServer,
+    free_port,
+    temporary_server,
+    temporary_worker,
+)
+from deployments.runtime._watch import Watcher
+from tests.engine.faults.conftest import InProcess, deploy_faults
+from tests.engine.faults.flows import step
+from tests.engine.faults.proxy import FaultyProxy
+from tests.engine.waiting import children_of, wait_for
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+@pytest.fixture
+def proxy(faults: None, prefect_server: TemporaryServer) -> Iterator[FaultyProxy]:
+    """Put a proxy between the test's own process and the server."""
+    proxy = FaultyProxy(prefect_server.api_url)
+    with proxy.serve(), temporary_settings({PREFECT_API_URL: proxy.url}):
+        yield proxy
+
+
+async def all_running(client: PrefectClient, parent: InProcess, count: int) -> None:
+    async def running() -> bool:
+        if parent.run is None:
+            return False
+        runs = await children_of(client, parent.run)
+        return [run.state_name for run in runs] == ["Running"] * count
+
+    await wait_for(running, f"{count} children run")
+
+
+async def test_burst_of_503_and_slow_answers(proxy: FaultyProxy, in_process: InProcess) -> None:
+    async def code() -> list[int]:
+        proxy.unavailable_until = time.monotonic() + 5
+        calls = [child(step)(name) for name in ("a", "bb", "ccc")]
+        proxy.delay = 0.5
+        return list(await asyncio.gather(*calls))
+
+    assert await in_process(code) == [1, 2, 3]
+    proxy.delay = 0
+    async with get_client() as client:
+        assert in_process.run is not None
+        assert len(await children_of(client, in_process.run)) == 3
+
+
+async def test_a_timeout_counts_from_the_call(proxy: FaultyProxy, in_process: InProcess) -> None:
+    """Also where the run can't be created in that time; what is created later is cancelled."""
+
+    async def code() -> None:
+        proxy.unavailable_until = time.monotonic() + 5
+        await child(step, deployment="nobody", timeout=1)("late")
+
+    with pytest.raises(ChildTimedOut, match="step was not created within 1 s"):
+        await in_process(code)
+    async with get_client() as client:
+        assert in_process.run is not None
+        assert [run.state_name for run in await children_of(client, in_process.run)] in (
+            [],
+            ["Cancelled"],
+        )
+
+
+@pytest.mark.parametrize("code_of_close", [1000, 1011], ids=["cleanly", "with an error"])
+async def test_websocket_is_dropped(
+    proxy: FaultyProxy, in_process: InProcess, tmp_path: Path, code_of_close: int
+) -> None:
+    go = tmp_path / "go"
+
+    async def code() -> list[int]:
+        calls = [child(step)(name, "hold", str(go)) for name in ("a", "bb")]
+        results = asyncio.gather(*calls)
+        async with get_client() as client:
+            await all_running(client, in_process, 2)
+            for _ in range(3):
+                await asyncio.to_thread(proxy.drop_sockets, code_of_close)
+            go.touch()
+            return list(await results)
+
+    assert await in_process(code) == [1, 2]
+
+
+@pytest.mark.parametrize("bulk", [True, False], ids=["in bulk", "one by one"])
+async def test_the_same_request_sent_twice(
+    proxy: FaultyProxy, in_process: InProcess, bulk: bool
+) -> None:
+    proxy.twice = ("/create_flow_run", "/create_flow_run/bulk", "/task_runs/")
+    if not bulk:  # as on a server that is too old
+        proxy.unknown = ("/bulk",)
+    names = ["a", "bb", "ccc", "dddd", "eeeee"]
+
+    async def code() -> list[int]:
+        return list(await asyncio.gather(*(child(step)(name) for name in names)))
+
+    assert await in_process(code) == [1, 2, 3, 4, 5]
+    assert any(path.endswith("/bulk") for _, path in proxy.requests)
+    assert in_process.run is not None
+    async with get_client() as client:
+        assert len(await children_of(client, in_process.run)) == len(names)
+        of_parent = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[in_process.run.id]))
+        assert len(await client.read_task_runs(task_run_filter=of_parent)) == len(names)
+
+
+async def test_a_server_that_stays_away_is_given_up(
+    proxy: FaultyProxy, in_process: InProcess
+) -> None:
+    async def code() -> None:
+        async with get_client() as client:
+            run = await child(step).submit("held", "hold")
+            await all_running(client, in_process, 1)
+        proxy.unavailable_until = time.monotonic() + 20
+        await run.result()
+
+    with pytest.raises(ChildError, match=r"gave up after .* s without an answer"):
+        await in_process(code, give_up_after=1)
+    async with get_client() as client:
+
+        async def cancelled() -> bool:
+            assert in_process.run is not None
+            (run,) = await children_of(client, in_process.run)
+            return run.state_name == "Cancelled"
+
+        await wait_for(cancelled, "the child is told, once the server is back")
+
+
+async def test_server_is_restarted_midway(tmp_path: Path, in_process: InProcess) -> None:
+    home, port, go = tmp_path / "home", free_port(), tmp_path / "go"
+    home.mkdir()
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(contextlib.ExitStack())
+        server = first.enter_context(temporary_server(home, port))
+
+        async def code() -> list[int]:
+            calls = [child(step)(name, "hold", str(go)) for name in ("a", "bb")]
+            results = asyncio.gather(*calls)
+            async with get_client() as client:
+                await all_running(client, in_process, 2)
+            await asyncio.to_thread(first.close)
+            await asyncio.to_thread(stack.enter_context, temporary_server(home, port))
+            go.touch()
+            return list(await results)
+
+        with server.used():
+            await deploy_faults(server)
+            with temporary_worker(server, "local"):
+                assert await in_process(code) == [1, 2]
+            async with get_client() as client:
+                assert in_process.run is not None
+                runs = await children_of(client, in_process.run)
+                assert [run.state_name for run in runs] == ["Completed"] * 2
+
+
+async def test_a_missed_event_is_made_up_for_while_others_come(
+    client: PrefectClient, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events of siblings wake the watcher again and again: it must still read all, now and then."""
+    missed: list[str] = []
+    on_event = Watcher._on_event
+
+    def lose_some(self: Watcher, event: Event) -> None:
+        if event.resource.id not in missed:
+            on_event(self, event)
+
+    monkeypatch.setattr(Watcher, "_on_event", lose_some)
+
+    async def code() -> None:
+        waiting = child(step, deployment="nobody")
+        lost, *siblings = [await waiting.submit(f"{number}") for number in range(31)]
+        missed.append(f"prefect.flow-run.{lost.id}")
+        told = asyncio.gather(lost.result(), return_exceptions=True)
+        await client.set_flow_run_state(lost.id, Cancelling())
+        for sibling in siblings:
+            await client.set_flow_run_state(sibling.id, Cancelling())
+            await asyncio.gather(sibling.result(), return_exceptions=True)
+            await asyncio.wait([told], timeout=0.5)  # the next event comes a little later
+            if told.done():
+                return
+        raise AssertionError("all of its siblings were told of first")
+
+    await in_process(code)

@@ -1,0 +1,488 @@
+"""`check`: prefect.yaml against the code, without any server."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import prefect
+import pytest
+from prefect import flow
+from prefect.events.schemas.automations import EventTrigger
+from prefect.serializers import PickleSerializer
+
+from deployments.commands._calls import find_child_calls
+from deployments.commands._check import check_manifest
+from deployments.commands._manifest import ROOT, Manifest
+from deployments.commands._returns import check_return
+from flows.flight_delays import flight_delays
+
+HEADER = """\
+from __future__ import annotations
+import collections.abc as abc, datetime, decimal, enum, pathlib, typing, uuid
+from dataclasses import dataclass
+import deployments, deployments as d
+from deployments import child, child as c, parent_flow
+from prefect import flow, task
+from pydantic import BaseModel, Base64Bytes, ConfigDict, SecretStr, field_serializer
+@flow
+def step(number: int) -> int: ...
+"""
+SHIPPED = (ROOT / "prefect.yaml").read_text()
+
+
+def findings(tmp_path: Path, *edits: tuple[str, str]) -> list[str]:
+    text = SHIPPED
+    for old, new in edits:
+        assert old in text, old
+        text = text.replace(old, new)
+    path = tmp_path / "prefect.yaml"
+    path.write_text(text)
+    return list(check_manifest(path))
+
+
+def findings_of(tmp_path: Path, source: str, *names: str, **more: str) -> list[str]:
+    """Declare flows of a module in a manifest of their own; `more` are lines by flow name."""
+    module = tmp_path / "mine.py"
+    module.write_text(HEADER + source)
+    lines = ["definitions:", "  work_pools: {local: {type: process, queues: {default: {}}}}"]
+    lines += ["deployments:"]
+    for name in names:
+        lines += ["- name: local", "  work_pool: {name: local}"]
+        lines += [f"  entrypoint: {module}:{name}", *([f"  {more[name]}"] if name in more else [])]
+    path = tmp_path / "prefect.yaml"
+    path.write_text("\n".join(lines))
+    found = list(check_manifest(path))
+    assert all(re.match(r"\S*(prefect\.yaml|\.py:\d+): .+$", line) for line in found), found
+    return found
+
+
+def test_the_shipped_manifest_and_the_code_agree() -> None:
+    assert list(check_manifest()) == []
+
+
+def test_every_child_that_the_parent_calls_is_found() -> None:
+    assert [call.deployment for call in find_child_calls(flight_delays, "moon")] == [
+        "airport-delays/moon",
+        "delay-report/moon",
+    ]
+
+
+def test_no_directory_of_anybody_is_in_the_manifest() -> None:
+    assert str(ROOT) not in SHIPPED
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("deployments:\n", "deployments: 7\nx:\n", "deployments: Input should be a valid list"),
+        ("definitions:", "definitions: [", "while parsing"),
+        ("{{ checkout.stdout }}", "{{ $NOWHERE }}", "$NOWHERE is not set"),
+        (":delay_report", ":report_delay", "flows/delay_report.py:report_delay can't be imported"),
+        ("airport_delays.py:airport_delays", "no.py:no", "flows/no.py:no can't be imported"),
+        (
+            "delay_report.py:delay_report",
+            "airport_delays.py:airport_delays",
+            "airport-delays/local is declared twice",
+        ),
+        (
+            "delay_report.py:delay_report",
+            "airport_delays.py:airport_delays",
+            "flows/flight_delays.py:29: calls delay-report/local, which is not declared",
+        ),
+        ("work_queue_name: children", "work_queue_name: kids", "its work queue kids is not in"),
+        ("&local_children\n      name: local", "&local_children\n      name: moon", "moon"),
+        ("PREFECT_LOCAL_STORAGE_PATH: /results", "A: B", "results would end with its container"),
+        ("parent-flows-results:/results", "mine:/mine", "results would end with its container"),
+        ("work_queue_name: parents", "work_queue_name: children", "that is a deadlock"),
+        ("tags: [parent-flows, parent]", "tags: [mine]", "tags: lacks parent, parent-flows"),
+        (
+            "    work_pool: *local_parents\n  - {",
+            "    work_pool: *local_parents\n    parameters: {month: 13}\n  - {",
+            "parameters.month: Input should be less than or equal to 12",
+        ),
+        (
+            "    work_pool: *local_parents\n  - {",
+            "    work_pool: *local_parents\n    parameters: {moth: 1}\n  - {",
+            "parameters.moth: Extra inputs are not permitted",
+        ),
+        ("volumes: [", "volumes: [results, ", "volumes: 'results' must be `volume:/directory`"),
+        ("volumes: [", "volumes: [a:b, ", "volumes: 'a:b' must be `volume:/directory`"),
+        ('volumes: ["', 'volumes: "a:/b"  # ["', "volumes: it must be a list"),
+        ("        env:\n", "        env: 7\n        other:\n", "env: it must be a mapping"),
+        (
+            "prefect.tag.parent-flows",
+            "prefect.tag.mine",
+            "airport-delays/docker: tags: lacks mine, by which",
+        ),
+        (
+            "prefect.resource.id: prefect.tag.parent\n",
+            "prefect.resource.id: prefect.tag.chief\n",
+            "flight-delays/local: tags: lacks chief, by which",
+        ),
+        (
+            "prefect.resource.name: docker}",
+            "prefect.resource.name: moon}",
+            "cancel-orphans/local, cancel-orphans/docker: look for runs of work pool moon, which",
+        ),
+        (
+            "prefect.resource.name: docker}",
+            "prefect.resource.name: local}",
+            "flight-delays/docker: no trigger of cancel-orphans/local, cancel-orphans/docker is "
+            "for prefect.flow-run.Crashed of its runs in work pool docker",
+        ),
+    ],
+)
+def test_each_finding_is_one_line_with_its_place(
+    tmp_path: Path, old: str, new: str, expected: str
+) -> None:
+    found = findings(tmp_path, (old, new))
+    assert any(expected in finding for finding in found), found
+    assert all(re.match(r"\S*(prefect\.yaml|\.py:\d+): .+$", line) for line in found), found
+
+
+def test_renamed_pools_are_missed_by_the_triggers(tmp_path: Path) -> None:
+    """The triggers still name the old one."""
+    found = findings(
+        tmp_path,
+        ("      name: local\n", "      name: near\n"),
+        ("    local:\n      type", "    near:\n      type"),
+    )
+    assert any("look for runs of work pool local, which is not in" in each for each in found), found
+    assert any("flight-delays/near: no trigger" in each for each in found), found
+
+
+def test_tags_may_have_other_names(tmp_path: Path) -> None:
+    """Only that they agree matters, and that each pool has its own trigger."""
+    edits = [
+        ("parent-flows, parent]", "x, y]"),
+        ("[parent-flows]\n    work_pool", "[x]\n    work_pool"),
+    ]
+    edits += [
+        ("prefect.tag.parent-flows", "prefect.tag.x"),
+        ("prefect.tag.parent\n", "prefect.tag.y\n"),
+    ]
+    assert findings(tmp_path, *edits) == []
+
+
+def test_automations_of_other_purposes_want_nothing(tmp_path: Path) -> None:
+    """A notification about some runs, a deployment that other people's runs start."""
+    edits = [("state: CRASHED", "state: PAUSED"), ("prefect.tag.parent-flows", "prefect.tag.vip")]
+    other = "triggers: [{expect: [a], match_related: {prefect.resource.id: prefect.tag.b}}]\n    "
+    edits += [("tags: [parent-flows, parent]\n    ", f"tags: [parent-flows, parent]\n    {other}")]
+    assert findings(tmp_path, *edits) == []
+
+
+def test_results_in_a_block_need_no_volume(tmp_path: Path) -> None:
+    block = "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results"
+    edits = [
+        ("PREFECT_LOCAL_STORAGE_PATH: /results", block),
+        ("parent-flows-results:/results", "a:/b"),
+    ]
+    assert findings(tmp_path, *edits) == []
+
+
+def test_an_unknown_name_is_refused_with_those_that_are_there() -> None:
+    with pytest.raises(ValueError, match="no deployment named moon, only docker, local"):
+        Manifest.load().named("local", "moon")
+
+
+def test_what_is_deployed_without_docker_needs_no_docker() -> None:
+    local = Manifest.load().named("local")
+    assert {pool.type for pool in local.definitions.work_pools.values()} == {"process"}
+    assert not any(deployment.build for deployment in local.deployments)
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("child(step)('EWR', moth=1)", "step/local: got an unexpected keyword argument 'moth'"),
+        ("child(step).submit()", "step/local: missing a required argument: 'number'"),
+        ("child(step, deployment='local')()", "step/local: missing a required"),
+        ("child(step, **options)()", "step: missing a required"),
+        ("child('step/local')()", "step/local: missing a required"),
+        ("child('step/local')(1)", "step/local: a child called by name takes keywords only"),
+        ("child('far/away').submit(1)", "far/away: a child called by name takes keywords only"),
+        ("child('step')(number=1)", "calls 'step': the name must be 'flow-name/deployment-name'"),
+        ("child(target=step)()", "step/local: missing a required"),
+        ("deployments.child(step)()", "step/local: missing a required"),
+        ("d.child(step)()", "step/local: missing a required"),
+        ("c(step)()", "step/local: missing a required"),
+        ("child('step/local')(number=1, moth=1)", "got an unexpected keyword argument 'moth'"),
+        ("child(step, deployment='moon')(1)", "calls step/moon, which is not declared"),
+        # Nothing is wrong with these, or only a run can tell.
+        ("child(step)(1)", None),
+        ("child(step).submit(number=1)", None),
+        ("child('step/local')(number=1)", None),
+        ("child('full/local')()", None),
+        ("child('far/away')(number=1)", None),
+        ("child('far/away')(*[], **{})", None),
+        ("child(step)(*numbers)", None),
+        ("child(step, deployment=where)(1)", None),
+        ("[child(full)(1, 2) for full in (step, step)]", None),
+    ],
+)
+def test_a_call_is_compared_with_its_child(tmp_path: Path, call: str, expected: str | None) -> None:
+    source = f"""
+@flow
+def full(number: int) -> int: ...
+@parent_flow
+async def mine(numbers: list[int] = [1], where: str = "x", options: dict = {{}}) -> int:
+    {call}
+"""
+    declared = "step", "full", "mine"
+    found = findings_of(tmp_path, source, *declared, full="parameters: {number: 1}")
+    line = (HEADER + source).splitlines().index(f"    {call}") + 1
+    if expected is None:
+        assert found == []
+    else:
+        assert any(f"mine.py:{line}: " in each and expected in each for each in found), found
+
+
+def test_variadic_parameters_are_refused_where_the_server_does(tmp_path: Path) -> None:
+    source = """
+@flow
+def rest(*numbers: int) -> int: ...
+@flow
+def named(**named: int) -> int: ...
+@parent_flow
+async def mine() -> int:
+    await child(rest)(1)
+    await child(named)(a=1)
+"""
+    found = findings_of(tmp_path, source, "rest", "named", "mine")
+    told = ["takes *numbers: make it one parameter", "takes **named: make it one parameter"]
+    old = tuple(map(int, prefect.__version__.split(".")[:2])) < (3, 9)
+    assert len(found) == (2 if old else 0), found
+    assert all(part in each for part, each in zip(told, found, strict=False)), found
+
+
+@pytest.mark.parametrize(
+    ("body", "accused"),
+    [
+        ("await child(step)(1)", True),
+        ("await d.child('step/local')(number=1)", True),
+        ("await helper()", True),
+        ("await check_helpers.helper()", True),
+        ("await check_helpers.deeper()", True),
+        ("await work()", True),
+        ("await plain()", True),
+        ("await parent()", False),
+        ("step(1)", False),
+        ("helper = parent; await helper()", False),
+    ],
+)
+def test_a_child_called_outside_of_a_parent_is_found(
+    tmp_path: Path, body: str, accused: bool
+) -> None:
+    (tmp_path / "check_helpers.py").write_text(
+        "from deployments import child as c\n"
+        "async def deeper(): await helper()\n"
+        "async def helper():\n"
+        "    if False: await deeper()\n"
+        "    await c('step/local')(number=1)\n"
+    )
+    source = f"""
+import check_helpers
+async def helper(): await child(step)(1)
+@task
+async def work(): await child(step)(1)
+@flow
+async def plain(): await child(step)(1)
+@parent_flow
+async def parent(): await helper()
+@flow
+async def mine():
+    {body}
+"""
+    found = findings_of(tmp_path, source, "step", "parent", "mine")
+    sys.modules.pop("check_helpers")
+    assert [
+        bool(re.search("mine calls a child, and is no parent: make", each)) for each in found
+    ] == ([True] if accused else []), found
+
+
+@pytest.mark.parametrize("name", ["Completed", "Failed", "Suspended", "AwaitingRetry"])
+def test_a_run_that_may_be_silent_is_not_marked_as_crashed(name: str) -> None:
+    silent, _ = Manifest.load().definitions.automations
+    assert isinstance(silent.trigger, EventTrigger)
+    assert f"prefect.flow-run.{name}" in silent.trigger.expect
+
+
+def test_a_child_beside_its_parent_does_not_call_itself(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from prefect import flow\n"
+        "from deployments import child, parent_flow\n"
+        "@flow\n"
+        "def mine() -> None: ...\n"
+        "@parent_flow\n"
+        "async def parent() -> None:\n"
+        "    await child(mine)()\n"
+    )
+    text = ("flows/delay_report.py:delay_report", f"{tmp_path}/mine.py:mine")
+    assert not any("deadlock" in finding for finding in findings(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("schedules: [{cron: '0 6 * * *'}]", "schedules.0: its runs would fail, since number has"),
+        (
+            "schedules: [{cron: '0 6 * * *', parameters: {number: 1}}, {interval: 60}]",
+            "schedules.1: its runs would fail, since number has",
+        ),
+        (
+            "schedules: [{cron: '0 6 * * *', parameters: {number: x}}]",
+            "schedules.0.parameters.number: Input should be a valid integer",
+        ),
+        ("schedules: [{cron: '0 6 * * *', parameters: {number: 1}}]", None),
+        ("schedules: [{interval: 60}]\n  parameters: {number: 1}", None),
+        ("schedules:", None),
+        ("triggers: [{enabled: '{{ a }}', expect: [b]}]", "triggers.0: its runs would fail, since"),
+        ("triggers: [{expect: [b], parameters: {number: '{{ event.id }}'}}]", None),
+    ],
+)
+def test_a_schedule_or_trigger_gives_every_parameter_a_value(
+    tmp_path: Path, more: str, expected: str | None
+) -> None:
+    found = findings_of(tmp_path, "", "step", step=more)
+    assert len(found) == (expected is not None), found
+    assert all(f"step/local: {expected}" in each for each in found), found
+
+
+RETURNS = """
+class Row(BaseModel):
+    at: datetime.datetime
+    price: decimal.Decimal
+    path: pathlib.Path | None = None
+@dataclass
+class Point:
+    x: float
+class Color(enum.Enum):
+    RED = "red"
+class Frame: ...
+class Holder(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    frame: Frame
+class Login(BaseModel):
+    password: SecretStr
+class Shown(BaseModel):
+    password: SecretStr
+    @field_serializer("password")
+    def show(self, value: SecretStr): return value.get_secret_value()
+class Blob(BaseModel):
+    data: bytes
+class Text(BaseModel):
+    data: Base64Bytes
+class Lazy(BaseModel):
+    rows: typing.Iterable[int]
+class Broken:
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_): raise RuntimeError("no schema")
+class Call(BaseModel):
+    call: typing.Callable[[int], int]
+"""
+
+
+@pytest.mark.parametrize(
+    ("returns", "expected"),
+    [
+        ("Frame", "Frame: JSON has no such class: return a model or plain data, a path, or give"),
+        ("list[Frame] | None", "JSON has no such class"),
+        ("Holder", "JSON has no such class"),
+        ("typing.Iterator[int]", "it is a generator, and a result is one value: return a list"),
+        ("abc.Generator[int, None, None] | None", "it is a generator"),
+        ("typing.AsyncIterator[Row]", "it is a generator"),
+        ("typing.Iterable[int]", "it is a generator"),
+        ("list[Lazy]", "it is a generator"),
+        ("bytes", "of bytes, JSON holds only those that are text: return a str (base64), a path"),
+        ("dict[str, list[Blob]]", "of bytes, JSON holds only"),
+        ("SecretStr", "a secret arrives as asterisks: return the name of a Secret block"),
+        ("list[Login] | None", "a secret arrives as asterisks"),
+        ("type[Row]", "JSON has no classes"),
+        ("Call", "JSON has no functions"),
+        ("Absent", "name 'Absent' is not defined"),
+        ("Broken", "pydantic can't validate it: RuntimeError('no schema')"),
+        ("Row", None),
+        ("list[Row]", None),
+        ("dict[str, Point] | tuple[Color, int] | None", None),
+        ("set[uuid.UUID]", None),
+        ("pathlib.Path", None),
+        ("typing.Sequence[datetime.timedelta]", None),
+        ("typing.Annotated[typing.Literal['a', 'b'], 'note']", None),
+        ("Shown", None),
+        ("Text", None),
+        ("typing.Any", None),
+        ("None", None),
+    ],
+)
+def test_a_result_that_can_not_arrive_is_told(
+    tmp_path: Path, returns: str, expected: str | None
+) -> None:
+    source = f"{RETURNS}\n@flow\ndef mine() -> {returns}: ...\n"
+    found = findings_of(tmp_path, source, "mine")
+    assert len(found) == (expected is not None), found
+    assert all("mine/local: " in each and str(expected) in each for each in found), found
+
+
+def test_a_generator_without_annotation_is_told() -> None:
+    @flow
+    def numbers():  # type: ignore[no-untyped-def]
+        yield 1
+
+    (finding,) = check_return(numbers)
+    assert "it is a generator" in finding
+
+
+@pytest.mark.parametrize("serializer", ["pickle", "compressed/json", PickleSerializer()])
+def test_a_serializer_of_the_authors_choice_is_not_judged(serializer: Any) -> None:
+    @flow(result_serializer=serializer)
+    def blob() -> bytes:
+        return b""
+
+    assert list(check_return(blob)) == []
+
+
+def test_a_child_that_does_not_persist_its_result_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from prefect import flow\n@flow(persist_result=False)\ndef mine() -> None: ...\n"
+    )
+    found = findings(tmp_path, ("flows/delay_report.py:delay_report", f"{tmp_path}/mine.py:mine"))
+    assert any("mine/local: a parent can't read its result" in finding for finding in found), found
+
+
+def test_the_command_says_so_and_ends_with_0() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments", "check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "agree" in done.stderr
+
+
+def test_deploy_refuses_what_check_refuses(checkout: Path, clean_env: dict[str, str]) -> None:
+    manifest = checkout / "prefect.yaml"
+    manifest.write_text(SHIPPED.replace("[parent-flows, parent]", "[]"))
+    env = clean_env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}  # nobody is there
+    said = {}
+    for command in ("check", "deploy"):
+        done = subprocess.run(
+            [sys.executable, "-m", "deployments", command],
+            cwd=checkout,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        said[command] = done.stderr.splitlines()
+    lacks = (
+        "prefect.yaml: flight-delays/{}: tags: lacks parent, parent-flows, by which the "
+        "automations and triggers of prefect.yaml find its runs: add it"
+    )
+    assert said["check"] == [lacks.format("local"), lacks.format("docker")]
+    assert said["deploy"] == [lacks.format("local")]

@@ -1,0 +1,137 @@
+"""Waiting for something on a server, and looking at what is there."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun
+
+from deployments.runtime import read_all
+
+T = TypeVar("T")
+
+
+async def wait_for(
+    predicate: Callable[[], Awaitable[T | None]],
+    what: str,
+    seconds: float = 120,
+    instead: Callable[[], Awaitable[str]] | None = None,
+) -> T:
+    """Return what the predicate returns as soon as it is true, or fail after some time.
+
+    A failure says what `instead` tells.
+    """
+    deadline = time.monotonic() + seconds
+    while not (value := await predicate()):
+        if time.monotonic() > deadline:
+            there = f"; there is: {await instead()}" if instead else ""
+            raise AssertionError(f"waited {seconds:g} s in vain until {what}{there}")
+        await asyncio.sleep(0.2)
+    return value
+
+
+def wait_until(true: Callable[[], bool], what: str, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
+        time.sleep(0.2)
+
+
+def processes_of(home: str) -> list[str]:
+    """The ids of live processes whose environment names a directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if home.encode() in (process / "environ").read_bytes():
+                found.append(process.name)
+        except OSError:
+            continue
+    return found
+
+
+async def children_of(client: PrefectClient, parent: FlowRun) -> list[FlowRun]:
+    return await read_all(
+        client,
+        FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent.id])),
+    )
+
+
+async def read_graph(client: PrefectClient, parent: FlowRun) -> dict[UUID, set[UUID]]:
+    """Return the runs in the parent's run graph, each with those that have an arrow to it."""
+    response = await client.request(
+        "GET", "/flow_runs/{id}/graph-v2", path_params={"id": parent.id}
+    )
+    return {
+        UUID(node_id): {UUID(arrow["id"]) for arrow in node["parents"]}
+        for node_id, node in response.json()["nodes"]
+    }
+
+
+async def ended(client: PrefectClient, parent: FlowRun, seconds: float = 120) -> FlowRun:
+    """Return a parent once it is final, and so are its children."""
+
+    async def final() -> FlowRun | None:
+        run = await client.read_flow_run(parent.id)
+        runs = [run, *await children_of(client, parent)]
+        return run if all(each.state and each.state.is_final() for each in runs) else None
+
+    return await wait_for(
+        final,
+        f"{parent.name} and its children are final",
+        seconds,
+        lambda: describe(client, parent),
+    )
+
+
+async def in_states(client: PrefectClient, parent: FlowRun, *expected: str) -> list[FlowRun]:
+    """Return a parent's children once the types of their states are as expected, in any order.
+
+    The type, since Prefect renames a Scheduled run to Late after some seconds.
+    """
+
+    async def as_expected() -> list[FlowRun] | None:
+        runs = await children_of(client, parent)
+        types = sorted(run.state_type.value.title() for run in runs if run.state_type)
+        return runs if types == sorted(expected) else None
+
+    return await wait_for(
+        as_expected,
+        f"the children are {', '.join(expected)}",
+        instead=lambda: describe(client, parent),
+    )
+
+
+async def describe(client: PrefectClient, parent: FlowRun) -> str:
+    """Say in which states a parent and its children are, and why, and since when."""
+    runs = [await client.read_flow_run(parent.id), *await children_of(client, parent)]
+    return "".join(
+        f"\n  {run.name}: {run.state.name} since {run.state.timestamp:%H:%M:%S}, "
+        f"process {run.infrastructure_pid}, {run.state.message}"
+        for run in runs
+        if run.state
+    )
+
+
+async def outcome(client: PrefectClient, parent: FlowRun) -> list[tuple[str, str | None]]:
+    return sorted((run.name, run.state_name) for run in await children_of(client, parent))
+
+
+async def assert_truthful(client: PrefectClient, parent: FlowRun) -> None:
+    """Each child is in the run graph once, and no task run is left behind."""
+    children = {run.id for run in await children_of(client, parent)}
+    assert set(await read_graph(client, parent)) == children
+    task_runs = await client.read_task_runs(
+        task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[parent.id]))
+    )
+    assert len(task_runs) == len(children)
+    assert all(run.state and run.state.is_final() for run in task_runs)
