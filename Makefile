@@ -1,61 +1,10 @@
-PYTHON ?= python3
-BIN := .venv/bin
-OTHER := .other-prefect
-COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links $(UPGRADE) pyproject.toml
+include deployments/engine.mk
 
-.PHONY: demo test test-all test-docker test-prefect bench lint check deploy up down lock clean
+.PHONY: init bench
 
-demo: .venv/installed
-	@$(BIN)/python -m deployments demo $(ARGS)
-
-test: lint
-	@$(BIN)/python -m pytest -m "not slow and not docker" $(ARGS)
-
-test-all: lint
-	@$(BIN)/python -m pytest -m "not docker" $(ARGS)
-
-test-docker: .venv/installed
-	@$(BIN)/python -m pytest tests/engine/docker $(ARGS)
-
-# With another Prefect than the lock's: `make test-prefect PREFECT=3.8.8`; without, the newest.
-# In a clone of the last commit, with a lock and a `.venv` of its own, since runs use that.
-test-prefect: .venv/installed
-	@rm -rf $(OTHER) && git clone -q . $(OTHER)
-	@echo 'prefect$(if $(PREFECT),==$(PREFECT))' >$(OTHER)/.git/prefect.txt
-	@$(MAKE) -C $(OTHER) -o .venv/installed lock BIN=../$(BIN) UPGRADE='--upgrade-package prefect --override .git/prefect.txt'
-	@$(MAKE) -C $(OTHER) test
+# Take the example out, and make this your own: `make init NAME=acme-pipelines`.
+init: .venv/installed
+	@$(BIN)/python -m deployments.init "$(NAME)"
 
 bench: .venv/installed
 	@$(BIN)/python -m benchmarks.fan_out $(ARGS)
-
-lint: .venv/installed
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-
-check: .venv/installed
-	@$(BIN)/python -m deployments check $(ARGS)
-
-deploy: .venv/installed
-	@$(BIN)/python -m deployments deploy $(ARGS)
-
-up: .venv/installed
-	@$(BIN)/python -m deployments up
-
-down: .venv/installed
-	@$(BIN)/python -m deployments down $(ARGS)
-
-lock: .venv/installed
-	$(COMPILE) -o requirements.txt
-	$(COMPILE) --extra dev -c requirements.txt -o requirements-dev.txt
-
-clean:
-	rm -rf .venv $(OTHER) .mypy_cache .pytest_cache .ruff_cache
-
-# The lock is a constraint, too: pip before 23.3 looks for `sqlalchemy[asyncio]` without its pin.
-.venv/installed: requirements-dev.txt
-	@echo "Making the environment in .venv ..." >&2
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, e.g. make PYTHON=python3.12")'
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -c requirements-dev.txt -r requirements-dev.txt >&2
-	@touch $@

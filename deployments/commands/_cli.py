@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from deployments.commands import _demo, _stack
+from deployments.commands import _demo, _stack, _update
 from deployments.commands._check import check_manifest
 from deployments.commands._check_server import check_server
 from deployments.commands._deploy import create_definitions, run_prefect_deploy
@@ -101,6 +101,20 @@ def deploy(*names: str) -> None:
         options = [f"--name={name}" for name in names]
         progress.print(run_prefect_deploy(os.environ, *options), markup=False, highlight=False)
     except (RuntimeError, ValueError) as error:
+        _fail(str(error))
+
+
+@app.command
+def update(source: str, *, ref: str | None = None) -> None:
+    """Replace the engine, deployments/ and tests/engine/, by a newer one, and show the changes.
+
+    Args:
+        source: A git URL, or the path of a repository.
+        ref: A branch, tag or commit of it; by default its HEAD.
+    """
+    try:
+        progress.print(_update.update(source, ref), markup=False, highlight=False, soft_wrap=True)
+    except ValueError as error:
         _fail(str(error))
 
 

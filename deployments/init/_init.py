@@ -1,0 +1,106 @@
+"""Take the example out of the template, and leave the smallest whole project in its place."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+STARTER = Path(__file__).parent / "starter"
+# What a newer engine replaces says nothing of the project.
+ENGINE = ("deployments/", "tests/engine/")
+# What only the template has. It is a fresh clone as long as the last one is there.
+TEMPLATE = ("flows", "data", "benchmarks", "tests/flows", ".github/run-graph.png", "tests/template")
+KEBAB = "[a-z][a-z0-9]*(-[a-z0-9]+)*"
+SNAKE = KEBAB.replace("-", "_", 1)
+# In pyproject.toml: the template's name and licence, and its tools for what is taken out.
+PYPROJECT = (
+    (r'(?m)^name = ".*"$', 'name = "{package}"'),
+    (r'(?m)^description = ".*"$', 'description = "Prefect parent flows and their children."'),
+    (r'(?m)^license = ".*"\n', ""),
+    (r'"benchmarks", ', ""),
+    (r'"leather", ', ""),
+    (r'(?m)^"benchmarks/\*" = .*\n', ""),
+)
+DONE = """\
+This is {name} now. It has one parent, flows/greet_all.py, and one child, flows/greet.py, with their
+entries in prefect.yaml, their tests in tests/flows, and a README.md that says how to go on.
+The example is gone, and so are data/, benchmarks/ and the template's own tests.
+
+Look at it:   git status
+See it work:  make demo && make test
+Keep it:      git add --all && git commit -m "Start {name}"
+"""
+
+
+def start_project(name: str = "") -> str:
+    """Make a fresh clone a project of this name, and return what was done and what comes next.
+
+    Args:
+        name: In kebab-case or snake_case.
+
+    Raises:
+        ValueError: It is neither; or this is no fresh clone of the template.
+    """
+    if not (re.fullmatch(KEBAB, name) or re.fullmatch(SNAKE, name)):
+        raise ValueError(
+            f"NAME must be like acme-pipelines or acme_pipelines, not {name!r}: "
+            "make init NAME=acme-pipelines"
+        )
+    if not (ROOT / TEMPLATE[-1]).exists():
+        raise ValueError("this is no fresh clone of the template: it was made a project before")
+    if changes := _git("status", "--porcelain"):
+        raise ValueError(
+            f"there are changes that are not committed, such as {changes.splitlines()[0].strip()}: "
+            "commit or stash them first"
+        )
+    kebab, snake = name.replace("_", "-"), name.replace("-", "_")
+    for path in map(ROOT.joinpath, TEMPLATE):
+        for file in _git("ls-files", str(path)).splitlines():
+            (ROOT / file).unlink()
+        shutil.rmtree(path, ignore_errors=True)
+    (ROOT / "flows").mkdir()
+    _declare()
+    shutil.copytree(STARTER, ROOT, dirs_exist_ok=True, ignore=lambda *_: {"deployments.yaml"})
+    _edit_pyproject(snake)
+    _rename(kebab)
+    return DONE.format(name=kebab)
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ValueError(f"`git {' '.join(arguments)}` failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _declare() -> None:
+    """Declare the starter's flows in place of the example's, above the engine's own."""
+    path = ROOT / "prefect.yaml"
+    head, start, tail = path.read_text().partition("\ndeployments:\n")
+    entries = re.split(r"(?m)^(?=  - )", tail)
+    own = next(each for each in entries if "entrypoint: deployments/" in each)
+    starter = (STARTER / "deployments.yaml").read_text()
+    path.write_text(head + start + starter + tail[tail.index(own) :])
+
+
+def _edit_pyproject(package: str) -> None:
+    path = ROOT / "pyproject.toml"
+    text = path.read_text()
+    for pattern, new in PYPROJECT:
+        text = re.sub(pattern, new.format(package=package), text)
+    path.write_text(text)
+
+
+def _rename(name: str) -> None:
+    """Say the project's name wherever the template's stands."""
+    (old,) = re.findall(r"(?m)^name: (?:&\w+ )?(.+)$", (ROOT / "prefect.yaml").read_text())
+    for file in _git("ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+        path = ROOT / file
+        if file.startswith(ENGINE) or not path.is_file():
+            continue
+        content = path.read_bytes()
+        if old.encode() in content:
+            path.write_bytes(content.replace(old.encode(), name.encode()))
