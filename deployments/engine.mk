@@ -4,7 +4,7 @@ BIN := .venv/bin
 OTHER := .other-prefect
 COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links $(UPGRADE) pyproject.toml
 
-.PHONY: demo test test-all test-docker test-prefect lint format check deploy up down update lock clean
+.PHONY: init demo test test-all test-docker test-prefect lint format check deploy up down update lock clean
 
 demo: .venv/installed
 	@$(BIN)/python -m deployments demo $(ARGS)
@@ -46,6 +46,10 @@ up: .venv/installed
 
 down: .venv/installed
 	@$(BIN)/python -m deployments down $(ARGS)
+
+# Once, in a fresh clone of the template: `make init NAME=acme-pipelines` takes the example out.
+init: .venv/installed
+	@$(BIN)/python -m deployments.init "$(NAME)"
 
 # A newer engine: `make update FROM=<git url or path>`, and `ARGS=--ref=<branch, tag or commit>`.
 update: .venv/installed

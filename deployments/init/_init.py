@@ -64,6 +64,8 @@ def start_project(name: str = "") -> str:
     shutil.copytree(STARTER, ROOT, dirs_exist_ok=True, ignore=lambda *_: {"deployments.yaml"})
     _edit_pyproject(snake)
     _rename(kebab)
+    if (installed := ROOT / ".venv" / "installed").exists():
+        installed.touch()  # the lock has another name in its comments, and is the same
     return DONE.format(name=kebab)
 
 
