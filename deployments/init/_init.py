@@ -12,7 +12,7 @@ ENGINE = ("deployments/", "tests/engine/")
 # What only the template has. It is a fresh clone as long as the last one is there.
 TEMPLATE = ("flows", "data", "benchmarks", "tests/flows", ".github/run-graph.png", "tests/template")
 KEBAB = "[a-z][a-z0-9]*(-[a-z0-9]+)*"
-SNAKE = KEBAB.replace("-", "_", 1)
+SNAKE = "[a-z][a-z0-9]*(_[a-z0-9]+)*"
 # In pyproject.toml: the template's name and licence, and its tools for what is taken out.
 PYPROJECT = (
     (r'(?m)^name = ".*"$', 'name = "{package}"'),
@@ -47,7 +47,7 @@ def start_project(name: str = "") -> str:
             f"NAME must be like acme-pipelines or acme_pipelines, not {name!r}: "
             "make init NAME=acme-pipelines"
         )
-    if not (ROOT / TEMPLATE[-1]).exists():
+    if not _git("ls-files", TEMPLATE[-1]):
         raise ValueError("this is no fresh clone of the template: it was made a project before")
     if changes := _git("status", "--porcelain"):
         raise ValueError(
@@ -55,11 +55,7 @@ def start_project(name: str = "") -> str:
             "commit or stash them first"
         )
     kebab, snake = name.replace("_", "-"), name.replace("-", "_")
-    for path in map(ROOT.joinpath, TEMPLATE):
-        for file in _git("ls-files", str(path)).splitlines():
-            (ROOT / file).unlink()
-        shutil.rmtree(path, ignore_errors=True)
-    (ROOT / "flows").mkdir()
+    _git("rm", "-r", "--quiet", *TEMPLATE)  # not what git ignores, such as an `.env`
     _declare()
     shutil.copytree(STARTER, ROOT, dirs_exist_ok=True, ignore=lambda *_: {"deployments.yaml"})
     _edit_pyproject(snake)

@@ -20,7 +20,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changelog = path / "deployments" / "CHANGELOG.md"
     changelog.write_text(re.sub(r"(?ms)^## .*", "## 0.1.0\n\nThe first.\n", changelog.read_text()))
     (path / "deployments" / "commands" / "_gone.py").write_text('"""Gone since."""\n')
-    (path / "tests" / "engine" / "test_demo.py").unlink()
+    (path / "tests" / "engine" / "test_auth.py").unlink()
     pyproject = path / "pyproject.toml"
     pyproject.write_text(pyproject.read_text().replace('    "prefect-docker",\n', ""))
     commit(path, "An older engine")

@@ -131,7 +131,7 @@ def test_a_project_of_an_older_template_takes_a_newer_engine(
     succeed(path, "make", "init", "NAME=acme-pipelines")
     (path / "flows" / "mine.py").write_text('"""A flow of my own."""\n')
     if edited:
-        (path / "deployments" / "maintenance.py").write_text('"""Mine, too."""\n')
+        (path / "deployments" / "mine.py").write_text('"""Mine, too."""\n')
     commit(path, "Start acme-pipelines")
 
     told = succeed(path, "make", "update", f"FROM={template}")
@@ -142,7 +142,7 @@ def test_a_project_of_an_older_template_takes_a_newer_engine(
     assert "pyproject.toml: the engine is tested with 'prefect-docker'" in told
     assert ("deployments/ had changes that no engine has" in told) == edited
     changed = git(path, "diff", "--cached", "--name-only").split()
-    assert {"deployments/commands/_gone.py", "tests/engine/test_demo.py"} < set(changed)
+    assert {"deployments/commands/_gone.py", "tests/engine/test_auth.py"} < set(changed)
     assert all(name.startswith(("deployments/", "tests/engine/")) for name in changed)
     assert git(path, "status", "--porcelain").count("\n") == len(changed)
     for folder in ("deployments", "tests/engine"):
