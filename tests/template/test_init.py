@@ -67,6 +67,7 @@ def test_nothing_speaks_of_the_example(project: Path) -> None:
         found = EXAMPLE.search(name + "\n" + (project / name).read_text(errors="replace"))
         assert not found, f"{name}: {found}"
     assert [name for name in files if name.startswith(("flows", "tests/flows", "data"))] == [
+        "flows/__init__.py",
         "flows/greet.py",
         "flows/greet_all.py",
         "tests/flows/test_greet_all.py",

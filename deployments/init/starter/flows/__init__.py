@@ -1,0 +1,1 @@
+"""Your flows: one per file, parents and children alike."""
