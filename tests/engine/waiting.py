@@ -20,11 +20,15 @@ from deployments.runtime import read_all
 
 T = TypeVar("T")
 
+# Now and then a writer of the embedded SQLite waits for the whole `PRAGMA busy_timeout` of Prefect's
+# server, 60 s, and whoever comes after it.
+SECONDS = 300
+
 
 async def wait_for(
     predicate: Callable[[], Awaitable[T | None]],
     what: str,
-    seconds: float = 120,
+    seconds: float = SECONDS,
     instead: Callable[[], Awaitable[str]] | None = None,
 ) -> T:
     """Return what the predicate returns as soon as it is true, or fail after some time.
@@ -77,7 +81,7 @@ async def read_graph(client: PrefectClient, parent: FlowRun) -> dict[UUID, set[U
     }
 
 
-async def ended(client: PrefectClient, parent: FlowRun, seconds: float = 120) -> FlowRun:
+async def ended(client: PrefectClient, parent: FlowRun, seconds: float = SECONDS) -> FlowRun:
     """Return a parent once it is final, and so are its children."""
 
     async def final() -> FlowRun | None:

@@ -45,7 +45,7 @@ async def final(client: PrefectClient, parent: InProcess) -> dict[str, str | Non
         ended = all(run.state and run.state.is_final() for run in runs)
         return {run.name: run.state_name for run in runs} if ended else None
 
-    return await wait_for(all_final, "all children are final", 60)
+    return await wait_for(all_final, "all children are final")
 
 
 async def running(client: PrefectClient, run: ChildRun[Any]) -> None:
