@@ -8,10 +8,10 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
 
-from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
 from typing_extensions import TypeForm
 
+from deployments.runtime._call import Call
 from deployments.runtime._errors import ChildTimedOut
 from deployments.runtime._orphans import LEAVE_RUNNING
 from deployments.runtime._parameters import (
@@ -24,9 +24,8 @@ from deployments.runtime._parameters import (
     with_defaults,
 )
 from deployments.runtime._parent import ParentRun
-from deployments.runtime._results import Returns
+from deployments.runtime._returns import Returns
 from deployments.runtime._run import ChildRun
-from deployments.runtime._submit import Call
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -216,20 +215,19 @@ class Child(Generic[P, R]):
             inputs=inputs,
             **options,
         )
-        parent.submitter.claim(call)
+        key = parent.keys.claim(call)  # before any await: identical calls are told apart by order
         if stand_in := stand_ins.get(self._flow_name):
             return await self._run_stand_in(parent, stand_in, parameters, call.name)
-        flow_run = await parent.submitter.submit(call)
+        flow_run = await parent.submitter.submit(call, key)
         again = None
         if flow_run.state and flow_run.state.is_completed():  # by an earlier attempt
             again = functools.partial(parent.submitter.resubmit, call, flow_run)
-        final = parent.watcher.watch(flow_run)
         return ChildRun(
-            parent,
             call.deployment,
             flow_run,
-            final,
             self._returns,
+            parent.watcher,
+            parent.canceller,
             timeout=self._timeout,
             deadline=deadline,
             again=again,
@@ -266,9 +264,7 @@ class Child(Generic[P, R]):
             stand_in = stand_in.with_options(flow_run_name=lambda: run_name)
         state = await stand_in(**parameters, return_state=True)
         flow_run = await parent.client.read_flow_run(state.state_details.flow_run_id)
-        final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
-        final.set_result(flow_run)
-        return ChildRun(parent, self._flow_name, flow_run, final, self._returns)
+        return ChildRun(self._flow_name, flow_run, self._returns, parent.watcher, parent.canceller)
 
 
 def _no_flow(target: Any) -> str:

@@ -1,18 +1,12 @@
 """The deployments that a parent calls, as they are on the server."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
 from deployments.runtime._errors import ChildNotDeployed
 from deployments.runtime._patience import persist
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.responses import DeploymentResponse
 
 
 class Deployments:

@@ -1,7 +1,5 @@
 """From a call's arguments to the parameters of a run, refused early where they don't fit."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Iterator

@@ -17,6 +17,8 @@ from prefect.exceptions import Pause
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 
+from deployments.runtime._call import Keys
+from deployments.runtime._cancel import Canceller
 from deployments.runtime._orphans import cancel_children, cancel_children_hook, name_all
 from deployments.runtime._patience import get_eager_client, persist
 from deployments.runtime._submit import Submitter
@@ -35,7 +37,7 @@ class ParentRun:
     """One attempt of a parent's run, and what its children share.
 
     Args:
-        client: The client of all requests for the children, but for those of the submitter.
+        client: The client of all requests for the children that only read.
         eager_client: Made by `get_eager_client`.
         flow_run: The parent's run.
         give_up_after: Seconds without any answer of the server after which waiting fails.
@@ -52,11 +54,15 @@ class ParentRun:
         self.flow_run = flow_run
         self.give_up_after = give_up_after
         self.logger = flow_run_logger(flow_run)
-        self.submitter = Submitter(eager_client, flow_run, give_up_after)
+        self.keys = Keys(flow_run.id)
+        # Of the flow's `timeout_seconds`: Prefect cancels by a scope of anyio (`timeout_async`).
+        deadline = anyio.current_effective_deadline()
+        self.canceller = Canceller(eager_client, give_up_after, deadline)
+        self.submitter = Submitter(
+            eager_client, flow_run.id, give_up_after, self.logger, self.canceller
+        )
         self.watcher = Watcher(client, self.logger, give_up_after)
         self._loop = asyncio.get_running_loop()
-        # Of the flow's `timeout_seconds`: Prefect cancels by a scope of anyio (`timeout_async`).
-        self._deadline = anyio.current_effective_deadline()
         self._deployment_name: str | None = None
 
     @staticmethod
@@ -93,16 +99,13 @@ class ParentRun:
             run = await self.client.read_flow_run(task_run.flow_run_id)
         return (await self.client.read_deployment(run.deployment_id)).name
 
-    def time_is_up(self) -> bool:
-        """Tell whether the parent is cancelled by its own `timeout_seconds`."""
-        return anyio.current_time() >= self._deadline
-
     async def end(self, error: BaseException | None = None) -> None:
         """Cancel the children that are still alive, unless this run will go on with them."""
         # Shielded: Prefect's timeout of a flow (anyio's) cancels again at every await.
         with anyio.CancelScope(shield=True):
             try:
-                await self.submitter.close()
+                self.submitter.close()
+                await self.canceller.finish()
                 if not await self._goes_on(error):
                     runs = await cancel_children(self.client, self.flow_run.id)
                     if runs:
@@ -116,7 +119,7 @@ class ParentRun:
         """Tell whether this run is suspended, or the server will retry it (RetryFailedFlows)."""
         if isinstance(error, Pause):
             return True
-        if not (isinstance(error, Exception) or self.time_is_up()):
+        if not (isinstance(error, Exception) or self.canceller.time_is_up()):
             return False
         run = await self.client.read_flow_run(self.flow_run.id)
         return run.run_count <= (run.empirical_policy.retries or 0)

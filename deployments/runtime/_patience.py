@@ -1,7 +1,5 @@
 """Requests that outlast a server that restarts, or is too busy to answer for a while."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import random

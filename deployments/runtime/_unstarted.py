@@ -1,11 +1,10 @@
 """Why children do not get on: never wait in silence."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING
+from uuid import UUID
 
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
@@ -17,13 +16,7 @@ from prefect.client.schemas.filters import (
     WorkQueueFilter,
     WorkQueueFilterId,
 )
-from prefect.client.schemas.objects import StateType
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun, Worker
+from prefect.client.schemas.objects import FlowRun, StateType, Worker
 
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
