@@ -11,7 +11,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 
 from deployments.runtime._orphans import LEAVE_RUNNING, cancel_run
-from deployments.runtime._patience import persist
+from deployments.runtime._patience import Server
 
 R = TypeVar("R")
 
@@ -20,17 +20,15 @@ CLOSE_SECONDS = 60.0
 
 
 class Canceller:
-    """Cancel child runs of one attempt of a parent run, one at a time.
+    """Cancel child runs of one attempt of a parent run.
 
     Args:
-        client: The client to cancel with, made by `get_eager_client`.
-        give_up_after: Seconds without an answer of the server after which cancelling fails.
+        server: The server to ask, one request at a time.
         deadline: When the parent is cancelled by its own `timeout_seconds`, in anyio's time.
     """
 
-    def __init__(self, client: PrefectClient, give_up_after: float, deadline: float) -> None:
-        self._client = client
-        self._give_up_after = give_up_after
+    def __init__(self, server: Server, deadline: float) -> None:
+        self._server = server
         self._deadline = deadline
         self._cancelling = asyncio.Lock()
         self._under_way: set[asyncio.Future[Any]] = set()
@@ -68,11 +66,11 @@ class Canceller:
         return anyio.current_time() >= self._deadline
 
     async def _cancel(self, run_id: UUID) -> None:
-        async def one_at_a_time() -> None:  # as runs are created, see `Submitter`
-            async with self._cancelling:
-                await cancel_run(self._client, run_id)
+        async def one_at_a_time(client: PrefectClient) -> None:
+            async with self._cancelling:  # for the reason that `Submitter` tells
+                await cancel_run(client, run_id)
 
-        await persist(one_at_a_time, self._give_up_after)
+        await self._server.ask(one_at_a_time)
 
     async def _undo(self, starting: Awaitable[FlowRun | None]) -> None:
         with contextlib.suppress(Exception):  # where nothing was started, nothing is to undo

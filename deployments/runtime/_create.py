@@ -7,19 +7,18 @@ from typing import Any, Self
 from uuid import UUID
 
 from prefect import Task
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentFlowRunCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Failed, Pending, Scheduled, to_state_create
 
 from deployments.runtime._call import Call
-from deployments.runtime._deployed import Deployments
+from deployments.runtime._deployed import read_deployment
 from deployments.runtime._errors import ChildError
 from deployments.runtime._lineage import find_inputs
-from deployments.runtime._patience import persist
+from deployments.runtime._patience import Server
 
 # Seconds until it is tried again where nothing came of it.
 BULK_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -58,37 +57,28 @@ class Request:
 
 
 class Creator:
-    """Create runs of deployments as children of a parent's run.
+    """Create runs of deployments as children of a parent's run."""
 
-    Args:
-        client: The client to create with.
-        parent_id: Of the parent's run.
-        give_up_after: Seconds without an answer of the server after which creating fails.
-    """
-
-    def __init__(self, client: PrefectClient, parent_id: UUID, give_up_after: float) -> None:
-        self._client = client
+    def __init__(self, server: Server, parent_id: UUID) -> None:
+        self._server = server
         self._parent_id = parent_id
-        self._give_up_after = give_up_after
-        self._deployments = Deployments(client, give_up_after)
+        self._deployments: dict[str, DeploymentResponse] = {}
 
     async def create(self, name: str, requests: Iterable[Request]) -> None:
-        """Create the runs of requests, all for one deployment, or tell each why it has none.
+        """Create the runs of requests for one deployment, each when it is its turn.
 
         It does what `arun_deployment(as_subflow=True, timeout=0)` does, but repeatably. That
         function numbers the task run, which ties a child to its parent, by a counter of the
         attempt: a retried parent would tie its new children to the task runs of old ones. It
         also reads the deployment anew for each run.
 
-        Args:
-            name: `flow-name/deployment-name`.
-            requests: Each is taken when it is its turn.
-
         Raises:
             ChildNotDeployed: The deployment does not exist.
             ChildError: The server did not answer in time.
         """
-        deployment = await self._deployments.read(name)
+        if name not in self._deployments:
+            self._deployments[name] = await read_deployment(self._server, name)
+        deployment = self._deployments[name]
         prepared: list[Request] = []
         for request in requests:
             try:
@@ -97,9 +87,8 @@ class Creator:
                 request.created.set_exception(_refused(name, error))
             else:
                 prepared.append(request)
-        created: dict[str | None, FlowRun] = {}
-        if len(prepared) > 1:
-            created = await self._create_in_bulk(deployment.id, prepared)
+        together = len(prepared) > 1
+        created = await self._create_in_bulk(deployment.id, prepared) if together else {}
         for request in prepared:
             try:
                 run = created.get(request.key) or await self._create_alone(deployment.id, request)
@@ -113,16 +102,15 @@ class Creator:
         call = request.call
         task = Task[[], None](name=call.deployment, fn=lambda: None, version=deployment.version)
         task.task_key = f"deployments.child.{call.deployment}"
-        task_run = await persist(
-            lambda: self._client.create_task_run(
+        task_run = await self._server.ask(
+            lambda client: client.create_task_run(
                 task,
                 flow_run_id=self._parent_id,
                 dynamic_key=request.key,
                 name=call.name or call.deployment,
                 task_inputs={name: runs for name, runs in request.inputs.items() if runs},
                 state=Pending(),
-            ),
-            self._give_up_after,
+            )
         )
         request.fields["parent_task_run_id"] = str(task_run.id)
 
@@ -135,24 +123,21 @@ class Creator:
         # What counts is what is there then. The answer may call runs created that the transaction
         # then lost; and where the database was locked, it says 200, and nothing is there.
         keys = FlowRunFilterIdempotencyKey(any_=[request.key for request in requests])
+        there = FlowRunFilter(idempotency_key=keys)
         for pause in BULK_PAUSES:
             try:
-                await persist(
-                    lambda: self._client.request(  # it has no method for this
+                await self._server.ask(
+                    lambda client: client.request(  # it has no method for this
                         "POST",
                         "/deployments/{id}/create_flow_run/bulk",  # type: ignore[arg-type]
                         path_params={"id": deployment_id},
                         json=body,
-                    ),
-                    self._give_up_after,
+                    )
                 )
             except PrefectHTTPStatusError:
                 break  # the server does not know it, or refuses all of them for one
-            runs = await persist(
-                lambda: self._client.read_flow_runs(
-                    flow_run_filter=FlowRunFilter(idempotency_key=keys)
-                ),
-                self._give_up_after,
+            runs = await self._server.ask(
+                lambda client: client.read_flow_runs(flow_run_filter=there)
             )
             if runs:
                 return {run.idempotency_key: run for run in runs}
@@ -161,21 +146,18 @@ class Creator:
 
     async def _create_alone(self, deployment_id: UUID, request: Request) -> FlowRun:
         try:
-            return await persist(
-                lambda: self._client.create_flow_run_from_deployment(
+            return await self._server.ask(
+                lambda client: client.create_flow_run_from_deployment(
                     deployment_id, state=Scheduled(), **request.fields
-                ),
-                self._give_up_after,
+                )
             )
         except PrefectHTTPStatusError as error:
             refusal = _refused(request.call.deployment, error)
-            await persist(
-                lambda: self._client.set_task_run_state(
-                    request.fields["parent_task_run_id"],
-                    Failed(message=str(refusal)),
-                    force=True,
-                ),
-                self._give_up_after,
+            failed: State[Any] = Failed(message=str(refusal))
+            await self._server.ask(
+                lambda client: client.set_task_run_state(
+                    request.fields["parent_task_run_id"], failed, force=True
+                )
             )
             raise refusal from error
 

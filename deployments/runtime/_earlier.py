@@ -11,22 +11,15 @@ from prefect.states import AwaitingRetry
 
 from deployments.runtime._call import split_key
 from deployments.runtime._orphans import ALIVE
-from deployments.runtime._patience import persist, read_all
+from deployments.runtime._patience import Server, read_all
 
 
 class EarlierRuns:
-    """The latest run of each call of earlier attempts; all of them are read once.
+    """The latest run of each call of earlier attempts; all of them are read once."""
 
-    Args:
-        client: The client to read with.
-        parent_id: Of the parent's run.
-        give_up_after: Seconds without an answer of the server after which reading fails.
-    """
-
-    def __init__(self, client: PrefectClient, parent_id: UUID, give_up_after: float) -> None:
-        self._client = client
+    def __init__(self, server: Server, parent_id: UUID) -> None:
+        self._server = server
         self._parent_id = parent_id
-        self._give_up_after = give_up_after
         self._latest: dict[str, FlowRun] | None = None
         self._reading = asyncio.Lock()
 
@@ -42,9 +35,8 @@ class EarlierRuns:
         return self._latest.get(key)
 
     async def _read(self) -> dict[str, FlowRun]:
-        runs = await persist(
-            lambda: read_all(self._client, _children_of(self._parent_id)), self._give_up_after
-        )
+        children = _children_of(self._parent_id)
+        runs = await self._server.ask(lambda client: read_all(client, children))
         # Others were made by other means, such as a plain subflow.
         ours = [run for run in runs if f"{run.idempotency_key}".startswith(f"{self._parent_id}:")]
         ours.sort(key=lambda run: split_key(run)[1])
@@ -57,17 +49,17 @@ class EarlierRuns:
             The run, in its new state; None where it has no children.
         """
 
-        async def retry_once() -> FlowRun | None:
-            if not await self._client.read_flow_runs(flow_run_filter=_children_of(run.id), limit=1):
+        async def retry_once(client: PrefectClient) -> FlowRun | None:
+            if not await client.read_flow_runs(flow_run_filter=_children_of(run.id), limit=1):
                 return None
-            again = await self._client.read_flow_run(run.id)
+            again = await client.read_flow_run(run.id)
             if again.state is not None and again.state.is_final():  # else the request came through
                 state: State[Any] = AwaitingRetry(message="Its parent was retried")
-                await self._client.set_flow_run_state(run.id, state)
-                again = await self._client.read_flow_run(run.id)
+                await client.set_flow_run_state(run.id, state)
+                again = await client.read_flow_run(run.id)
             return again
 
-        return await persist(retry_once, self._give_up_after)
+        return await self._server.ask(retry_once)
 
 
 def counts(run: FlowRun) -> bool:

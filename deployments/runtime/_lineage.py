@@ -6,8 +6,10 @@ of its own the run graph gets its arrows, as it does for tasks and subflows.
 
 from typing import Any
 
-from prefect.client.schemas.objects import State, TaskRunResult
+from prefect.client.schemas.objects import TaskRunResult
 from prefect.utilities.engine import collect_task_run_inputs, link_state_to_flow_run_result
+
+__all__ = ["find_inputs", "link_state_to_flow_run_result"]
 
 
 async def find_inputs(argument: Any) -> list[TaskRunResult]:
@@ -16,8 +18,3 @@ async def find_inputs(argument: Any) -> list[TaskRunResult]:
     # runs at all (PrefectHQ/prefect#18680). The run graph looks at the id alone.
     found = await collect_task_run_inputs(argument)
     return [TaskRunResult(id=run.id) for run in found]
-
-
-def link_result(state: State[Any], result: Any) -> None:
-    """Remember which run a result is of, for when another child gets it."""
-    link_state_to_flow_run_result(state, result)

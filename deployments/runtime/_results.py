@@ -25,7 +25,7 @@ from deployments.runtime._errors import (
     ChildResultUnavailable,
 )
 from deployments.runtime._info import RunInfo
-from deployments.runtime._lineage import link_result
+from deployments.runtime._lineage import link_state_to_flow_run_result
 from deployments.runtime._returns import Returns, Unreadable
 
 R = TypeVar("R")
@@ -42,10 +42,6 @@ ATTEMPTS = 10
 PAUSE_SECONDS = 0.25
 # How Prefect writes an exception as JSON (`prefect_json_object_encoder`).
 EXCEPTION = {"__exc_type__", "message"}
-
-
-class _MayPass(Unreadable):
-    """Tell why a result can't be read yet, or at all."""
 
 
 async def read_result(run: RunInfo, state: State[Any], returns: Returns[R]) -> R:
@@ -72,7 +68,7 @@ async def read_result(run: RunInfo, state: State[Any], returns: Returns[R]) -> R
     except Unreadable as unreadable:
         reason, cause = f"{unreadable}{await _last_warning(run.id)}", unreadable.__cause__
     else:
-        link_result(state, result)
+        link_state_to_flow_run_result(state, result)
         return result
     raise ChildResultUnavailable(
         f"{run} completed, but its result {reason} ({run.url})", run=run
@@ -94,30 +90,24 @@ async def read_value(state: State[Any], returns: Returns[R]) -> R:
         raise Unreadable("was not persisted: set persist_result=True on the flow")
     if not hasattr(record, "storage_key"):  # the value itself
         return returns.validate(record)
-    for attempt in range(1, ATTEMPTS + 1):
+    for _ in range(ATTEMPTS):
         try:
-            return await _try_to_read(record, returns)
-        except _MayPass:
-            if attempt == ATTEMPTS:
+            blob = await _read_blob(record)
+        except Exception as error:  # noqa: BLE001 - a storage may raise anything
+            cause = error
+            reason = (
+                f"can't be reached from here: {error!r}. It was deleted, was never written, or is "
+                "in a storage that this parent does not share"
+            )
+        else:
+            try:
+                return returns.load(blob, record.serializer)
+            except (ValidationError, Unreadable):
                 raise
+            except Exception as error:  # noqa: BLE001 - so may a serializer
+                cause, reason = error, f"can't be decoded: {error!r}"
         await asyncio.sleep(PAUSE_SECONDS)
-    raise AssertionError("unreachable")
-
-
-async def _try_to_read(record: Any, returns: Returns[R]) -> R:
-    try:
-        blob = await _read_blob(record)
-    except Exception as error:
-        raise _MayPass(
-            f"can't be reached from here: {error!r}. It was deleted, was never written, or is in a "
-            "storage that this parent does not share"
-        ) from error
-    try:
-        return returns.load(blob, record.serializer)
-    except (ValidationError, Unreadable):
-        raise
-    except Exception as error:
-        raise _MayPass(f"can't be decoded: {error!r}") from error
+    raise Unreadable(reason) from cause
 
 
 async def _read_blob(record: Any) -> bytes:

@@ -40,9 +40,7 @@ class Returns(Generic[R]):
             config = ConfigDict(arbitrary_types_allowed=True)
             self._adapter = TypeAdapter(annotation, config=config)
         named = list(_classes_in(annotation))
-        known: list[type] = []
-        for cls in named:
-            known += _subclasses_of(cls)
+        known = [each for cls in named for each in _subclasses_of(cls)]
         self._classes = {_short(cls.__name__): cls for cls in [*known, *named]}
 
     def load(self, blob: bytes, serializer: Serializer[Any]) -> R:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from prefect.client.schemas.objects import FlowRun
@@ -16,6 +17,7 @@ from deployments.runtime._watch import Watcher
 R = TypeVar("R")
 
 
+@dataclass(eq=False, repr=False)
 class ChildRun(Generic[R]):
     """A child's run that was started. Made by `child(...).submit(...)`.
 
@@ -26,26 +28,17 @@ class ChildRun(Generic[R]):
         url: The run's page in the Prefect UI.
     """
 
-    def __init__(
-        self,
-        deployment: str,
-        flow_run: FlowRun,
-        returns: Returns[R],
-        watcher: Watcher,
-        canceller: Canceller,
-        *,
-        timeout: float | None = None,
-        deadline: float | None = None,
-        again: Callable[[ChildResultUnavailable], Awaitable[FlowRun]] | None = None,
-    ) -> None:
-        self.deployment = deployment
-        self._returns = returns
-        self._watcher = watcher
-        self._canceller = canceller
-        self._timeout = timeout
-        self._deadline = deadline
-        self._again = again
-        self._follow(flow_run)
+    deployment: str
+    _flow_run: FlowRun
+    _returns: Returns[R]
+    _watcher: Watcher
+    _canceller: Canceller
+    _timeout: float | None
+    _deadline: float | None
+    _again: Callable[[ChildResultUnavailable], Awaitable[FlowRun]] | None
+
+    def __post_init__(self) -> None:
+        self._follow(self._flow_run)
 
     def _follow(self, flow_run: FlowRun) -> None:
         self._flow_run = flow_run
@@ -65,11 +58,9 @@ class ChildRun(Generic[R]):
             ChildError: There is no result; the subclass says why.
         """
         try:
-            async with asyncio.timeout_at(self._deadline) as limit:
+            async with asyncio.timeout_at(self._deadline):
                 final = await asyncio.shield(self._final)
         except TimeoutError:
-            if not limit.expired():
-                raise
             await self._abandon()
             raise ChildTimedOut(
                 f"{self} did not finish within {self._timeout:g} s: raise `timeout`, or see what "
@@ -85,8 +76,8 @@ class ChildRun(Generic[R]):
             if self._again is None:
                 raise
             # A run of an earlier attempt. Only now it is known that its result is needed.
-            again, self._again = self._again(error), None
-            self._follow(await again)
+            self._follow(await self._again(error))
+            self._again = None
             return await self.result()
 
     async def _abandon(self) -> None:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Iterator
 from uuid import UUID
 
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import LoggingAdapter
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -15,6 +14,7 @@ from deployments.runtime._create import Creator, Request
 from deployments.runtime._earlier import EarlierRuns, counts
 from deployments.runtime._errors import ChildResultUnavailable
 from deployments.runtime._info import RunInfo
+from deployments.runtime._patience import Server
 
 # So many runs are created together at most: the first should not wait long for the last.
 BATCH = 20
@@ -30,26 +30,16 @@ class Submitter:
     so it goes as fast as the server answers. More at once is no faster on Postgres, and much
     slower on the embedded SQLite server, which then loses requests to "database is locked".
 
-    Args:
-        client: The client to create with, made by `get_eager_client`.
-        parent_id: Of the parent's run.
-        give_up_after: Seconds without an answer of the server after which submitting fails.
-        logger: That of the parent's run.
-        canceller: Undoes what was started for a caller that is cancelled meanwhile.
+    What was started for a caller that is cancelled meanwhile is undone by the canceller.
     """
 
     def __init__(
-        self,
-        client: PrefectClient,
-        parent_id: UUID,
-        give_up_after: float,
-        logger: LoggingAdapter,
-        canceller: Canceller,
+        self, server: Server, parent_id: UUID, logger: LoggingAdapter, canceller: Canceller
     ) -> None:
         self._logger = logger
         self._canceller = canceller
-        self._earlier = EarlierRuns(client, parent_id, give_up_after)
-        self._creator = Creator(client, parent_id, give_up_after)
+        self._earlier = EarlierRuns(server, parent_id)
+        self._creator = Creator(server, parent_id)
         self._waiting: list[Request] = []
         self._more = asyncio.Event()
         self._sender: asyncio.Future[None] | None = None
@@ -128,7 +118,7 @@ class Submitter:
 
     async def _send(self) -> None:
         """Create the runs of calls as they come, those of one deployment together."""
-        # No retries of Prefect's client, with their pauses of 2, 4, 8 s: `persist` makes them.
+        # No retries of Prefect's client, with their pauses of 2, 4, 8 s: `Server` makes them.
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             while not self._closed:
                 await self._more.wait()
