@@ -39,4 +39,4 @@ def test_it_is_still_there(place: str, name: str, parameters: list[str], used_by
     for part in name.split("."):
         found = getattr(found, part)
     missing = set(parameters) - set(inspect.signature(found).parameters)  # type: ignore[arg-type]
-    assert not missing, f"{place}.{name} has changed: see deployments/{used_by}.py"
+    assert not missing, f"{place}.{name} has changed: see {used_by}.py in deployments"
