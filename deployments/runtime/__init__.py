@@ -15,11 +15,13 @@ from deployments.runtime._errors import (
     ChildTimedOut,
     raise_failures,
 )
+from deployments.runtime._info import RunInfo
 from deployments.runtime._orphans import ALIVE, UNFINISHED, cancel_children, read_children
 from deployments.runtime._parameters import find_refused, type_hints, validate_some
 from deployments.runtime._parent import is_parent, parent_flow
 from deployments.runtime._patience import read_all
-from deployments.runtime._results import Returns, Unreadable, read_value
+from deployments.runtime._results import read_value
+from deployments.runtime._returns import Returns, Unreadable
 from deployments.runtime._run import ChildRun
 from deployments.runtime._unstarted import online_workers
 
@@ -35,6 +37,7 @@ __all__ = [
     "ChildRun",
     "ChildTimedOut",
     "Returns",
+    "RunInfo",
     "Unreadable",
     "cancel_children",
     "child",

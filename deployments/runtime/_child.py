@@ -6,12 +6,14 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
 from typing_extensions import TypeForm
 
+from deployments.runtime._call import Call
 from deployments.runtime._errors import ChildTimedOut
 from deployments.runtime._orphans import LEAVE_RUNNING
 from deployments.runtime._parameters import (
@@ -24,9 +26,8 @@ from deployments.runtime._parameters import (
     with_defaults,
 )
 from deployments.runtime._parent import ParentRun
-from deployments.runtime._results import Returns
+from deployments.runtime._returns import Returns
 from deployments.runtime._run import ChildRun
-from deployments.runtime._submit import Call
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -139,33 +140,25 @@ def child(
         flow_name, slash, deployment = target.partition("/")
         if not (flow_name and slash and deployment):
             raise ValueError(f"child({target!r}): the name must be 'flow-name/deployment-name'")
-        return Child(flow_name, deployment, None, returns, timeout, options)
+        return Child(flow_name, deployment, None, Returns(returns), timeout, options)
     if returns is not Any:
         raise TypeError(f"child({target.name}): the flow's own annotation tells what it returns")
     if target.isgenerator:
         raise TypeError(f"child({target.name}): what a flow yields has no result: return a list")
-    returns = type_hints(target.name, target.fn).get("return", Any)
+    returns = Returns(type_hints(target.name, target.fn).get("return", Any))
     return Child(target.name, deployment, target, returns, timeout, options)
 
 
+@dataclass(eq=False, repr=False)
 class Child(Generic[P, R]):
     """A child deployment, called as its flow is. Made by `child`."""
 
-    def __init__(
-        self,
-        flow_name: str,
-        deployment_name: str | None,
-        flow: Flow[..., Any] | None,
-        returns: Any,
-        timeout: float | None,
-        options: dict[str, Any],
-    ) -> None:
-        self._flow_name = flow_name
-        self._deployment_name = deployment_name
-        self._flow = flow
-        self._returns = Returns[R](returns)
-        self._timeout = timeout
-        self._options = options
+    _flow_name: str
+    _deployment_name: str | None
+    _flow: Flow[..., Any] | None
+    _returns: Returns[R]
+    _timeout: float | None
+    _options: dict[str, Any]
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the deployment, and return its result.
@@ -189,12 +182,9 @@ class Child(Generic[P, R]):
             ChildNotDeployed: The deployment does not exist.
             ChildTimedOut: It could not be created in time.
         """
-        deadline = None
-        if self._timeout is not None:
-            deadline = asyncio.get_running_loop().time() + self._timeout
         try:
-            async with asyncio.timeout_at(deadline) as limit:
-                return await self._submit(args, kwargs, deadline)
+            async with asyncio.timeout(self._timeout) as limit:
+                return await self._submit(args, kwargs, limit.when())
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -208,31 +198,26 @@ class Child(Generic[P, R]):
     ) -> ChildRun[R]:
         parent = ParentRun.current()
         inputs, parameters, run_name = self._prepare(args, kwargs)
-        deployment = self._deployment_name or await parent.deployment_name()
+        name = f"{self._flow_name}/{self._deployment_name or await parent.deployment_name()}"
         options: dict[str, Any] = {"name": run_name} | self._options
-        call = Call(
-            deployment=f"{self._flow_name}/{deployment}",
-            parameters=parameters,
-            inputs=inputs,
-            **options,
-        )
-        parent.submitter.claim(call)
-        if stand_in := stand_ins.get(self._flow_name):
-            return await self._run_stand_in(parent, stand_in, parameters, call.name)
-        flow_run = await parent.submitter.submit(call)
+        call = Call(deployment=name, parameters=parameters, inputs=inputs, **options)
+        key = parent.keys.claim(call)  # before any await: identical calls are told apart by order
         again = None
-        if flow_run.state and flow_run.state.is_completed():  # by an earlier attempt
-            again = functools.partial(parent.submitter.resubmit, call, flow_run)
-        final = parent.watcher.watch(flow_run)
+        if stand_in := stand_ins.get(self._flow_name):
+            flow_run = await self._run_stand_in(parent, stand_in, parameters, call.name)
+        else:
+            flow_run = await parent.submitter.submit(call, key)
+            if flow_run.state and flow_run.state.is_completed():  # by an earlier attempt
+                again = functools.partial(parent.submitter.resubmit, call, flow_run)
         return ChildRun(
-            parent,
-            call.deployment,
+            name,
             flow_run,
-            final,
             self._returns,
-            timeout=self._timeout,
-            deadline=deadline,
-            again=again,
+            parent.watcher,
+            parent.canceller,
+            self._timeout,
+            deadline,
+            again,
         )
 
     def _prepare(
@@ -246,11 +231,9 @@ class Child(Generic[P, R]):
         inputs = bind(self._flow, args, kwargs)
         arguments = validate(self._flow, inputs)
         # Named as Prefect will name it when it starts: until then, it would have a random name.
-        name = self._flow.flow_run_name
-        if isinstance(name, str):
-            name = name.format(**with_defaults(self._flow, arguments))
-        else:
-            name = None
+        name, named = None, self._flow.flow_run_name
+        if isinstance(named, str):
+            name = named.format(**with_defaults(self._flow, arguments))
         return inputs, to_json(self._flow, inputs, arguments), name
 
     async def _run_stand_in(
@@ -259,16 +242,13 @@ class Child(Generic[P, R]):
         stand_in: Flow[..., Coroutine[Any, Any, Any]],
         parameters: dict[str, Any],
         run_name: str | None,
-    ) -> ChildRun[R]:
+    ) -> FlowRun:
         if self._flow is not None:  # as the child would get them
             parameters = validate(self._flow, parameters)
         if run_name is not None:
             stand_in = stand_in.with_options(flow_run_name=lambda: run_name)
         state = await stand_in(**parameters, return_state=True)
-        flow_run = await parent.client.read_flow_run(state.state_details.flow_run_id)
-        final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
-        final.set_result(flow_run)
-        return ChildRun(parent, self._flow_name, flow_run, final, self._returns)
+        return await parent.client.read_flow_run(state.state_details.flow_run_id)
 
 
 def _no_flow(target: Any) -> str:

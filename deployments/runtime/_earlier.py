@@ -1,36 +1,25 @@
 """The children that earlier attempts of a parent run had, found by the keys of its calls."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import UUID
 
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import AwaitingRetry
 
+from deployments.runtime._call import split_key
 from deployments.runtime._orphans import ALIVE
-from deployments.runtime._patience import persist, read_all
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun, State
+from deployments.runtime._patience import Server, read_all
 
 
 class EarlierRuns:
-    """The latest run of each call of earlier attempts; all of them are read once.
+    """The latest run of each call of earlier attempts; all of them are read once."""
 
-    The key of a run, its idempotency key, is that of its call and the number of the run.
-
-    Args:
-        client: The client to read with.
-        parent: The parent's run.
-        give_up_after: Seconds without an answer of the server after which reading fails.
-    """
-
-    def __init__(self, client: PrefectClient, parent: FlowRun, give_up_after: float) -> None:
-        self._client = client
-        self._parent = parent
-        self._give_up_after = give_up_after
+    def __init__(self, server: Server, parent_id: UUID) -> None:
+        self._server = server
+        self._parent_id = parent_id
         self._latest: dict[str, FlowRun] | None = None
         self._reading = asyncio.Lock()
 
@@ -46,17 +35,12 @@ class EarlierRuns:
         return self._latest.get(key)
 
     async def _read(self) -> dict[str, FlowRun]:
-        children = FlowRunFilter(
-            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[self._parent.id])
-        )
-        latest: dict[str, FlowRun] = {}
-        for run in await persist(lambda: read_all(self._client, children), self._give_up_after):
-            key, _, number = (run.idempotency_key or "").rpartition(":")
-            if not key.startswith(f"{self._parent.id}:"):
-                continue  # made by other means, such as a plain subflow
-            if key not in latest or int(number) > number_of(latest[key]):
-                latest[key] = run
-        return latest
+        children = _children_of(self._parent_id)
+        runs = await self._server.ask(lambda client: read_all(client, children))
+        # Others were made by other means, such as a plain subflow.
+        ours = [run for run in runs if f"{run.idempotency_key}".startswith(f"{self._parent_id}:")]
+        ours.sort(key=lambda run: split_key(run)[1])
+        return {split_key(run)[0]: run for run in ours}
 
     async def retry(self, run: FlowRun) -> FlowRun | None:
         """Retry a run that has children of its own, as *Retry* in the UI does: it uses them again.
@@ -64,19 +48,18 @@ class EarlierRuns:
         Returns:
             The run, in its new state; None where it has no children.
         """
-        of_run = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
 
-        async def retry_once() -> FlowRun | None:
-            if not await self._client.read_flow_runs(flow_run_filter=of_run, limit=1):
+        async def retry_once(client: PrefectClient) -> FlowRun | None:
+            if not await client.read_flow_runs(flow_run_filter=_children_of(run.id), limit=1):
                 return None
-            again = await self._client.read_flow_run(run.id)
+            again = await client.read_flow_run(run.id)
             if again.state is not None and again.state.is_final():  # else the request came through
                 state: State[Any] = AwaitingRetry(message="Its parent was retried")
-                await self._client.set_flow_run_state(run.id, state)
-                again = await self._client.read_flow_run(run.id)
+                await client.set_flow_run_state(run.id, state)
+                again = await client.read_flow_run(run.id)
             return again
 
-        return await persist(retry_once, self._give_up_after)
+        return await self._server.ask(retry_once)
 
 
 def counts(run: FlowRun) -> bool:
@@ -85,11 +68,5 @@ def counts(run: FlowRun) -> bool:
     return state is not None and (state.is_completed() or run.state_type in ALIVE)
 
 
-def number_of(run: FlowRun) -> int:
-    """Return how many runs a call had, with this one."""
-    return int((run.idempotency_key or "").rpartition(":")[2])
-
-
-def next_key(run: FlowRun) -> str:
-    """Return the key of the run after this one."""
-    return f"{(run.idempotency_key or '').rpartition(':')[0]}:{number_of(run) + 1}"
+def _children_of(run_id: UUID) -> FlowRunFilter:
+    return FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]))

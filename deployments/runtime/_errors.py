@@ -9,14 +9,10 @@ ChildError
 └── ChildResultUnavailable  it completed, but its result can't be read
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from deployments.runtime._run import ChildRun
-
+from deployments.runtime._info import RunInfo
 
 R = TypeVar("R")
 
@@ -29,17 +25,13 @@ class ChildError(Exception):
     The child's own exception, where it could be read, is the `__cause__`.
 
     Attributes:
-        run: The child's run (`id`, `name`, `deployment`, `url`), or None where none was created.
+        run: Which run it was, or None where none was created.
     """
 
     # Only the message is positional: Prefect's JSON serializer rebuilds an exception from it.
-    def __init__(self, message: str, *, run: ChildRun[Any] | None = None) -> None:
+    def __init__(self, message: str, *, run: RunInfo | None = None) -> None:
         super().__init__(message)
         self.run = run
-
-    def __reduce__(self) -> tuple[type[ChildError], tuple[str]]:
-        """Leave the run behind, which is bound to this process."""
-        return type(self), (str(self),)
 
     @property
     def url(self) -> str | None:

@@ -1,7 +1,5 @@
 """Values as JSON data: what a server can store of them, and what a run makes of it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import deque

@@ -1,7 +1,5 @@
 """Cancelling child runs, so that none outlives its parent."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from datetime import UTC, datetime

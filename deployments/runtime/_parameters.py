@@ -1,9 +1,8 @@
 """From a call's arguments to the parameters of a run, refused early where they don't fit."""
 
-from __future__ import annotations
-
 import functools
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NotRequired, cast, get_type_hints
 
@@ -177,16 +176,9 @@ def _check_size(flow_name: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
 def with_defaults(flow: Flow[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Return arguments, and the flow's defaults for those that are not given."""
-    empty: dict[Any, Any] = {
-        inspect.Parameter.VAR_POSITIONAL: (),
-        inspect.Parameter.VAR_KEYWORD: {},
-    }
-    defaults = {
-        parameter.name: empty.get(parameter.kind, parameter.default)
-        for parameter in inspect.signature(flow.fn).parameters.values()
-        if parameter.kind in empty or parameter.default is not parameter.empty
-    }
-    return defaults | arguments
+    bound = inspect.BoundArguments(inspect.signature(flow.fn), OrderedDict(arguments))
+    bound.apply_defaults()
+    return dict(bound.arguments)
 
 
 def type_hints(name: str, fn: Callable[..., Any]) -> dict[str, Any]:

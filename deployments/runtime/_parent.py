@@ -17,8 +17,10 @@ from prefect.exceptions import Pause
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 
+from deployments.runtime._call import Keys
+from deployments.runtime._cancel import Canceller
 from deployments.runtime._orphans import cancel_children, cancel_children_hook, name_all
-from deployments.runtime._patience import get_eager_client, persist
+from deployments.runtime._patience import Server, get_eager_client
 from deployments.runtime._submit import Submitter
 from deployments.runtime._watch import Watcher
 
@@ -35,28 +37,23 @@ class ParentRun:
     """One attempt of a parent's run, and what its children share.
 
     Args:
-        client: The client of all requests for the children, but for those of the submitter.
-        eager_client: Made by `get_eager_client`.
+        client: The client to wait for the children with, and to end them.
+        server: The server for all else.
         flow_run: The parent's run.
-        give_up_after: Seconds without any answer of the server after which waiting fails.
     """
 
-    def __init__(
-        self,
-        client: PrefectClient,
-        eager_client: PrefectClient,
-        flow_run: FlowRun,
-        give_up_after: float,
-    ) -> None:
+    def __init__(self, client: PrefectClient, server: Server, flow_run: FlowRun) -> None:
         self.client = client
         self.flow_run = flow_run
-        self.give_up_after = give_up_after
         self.logger = flow_run_logger(flow_run)
-        self.submitter = Submitter(eager_client, flow_run, give_up_after)
-        self.watcher = Watcher(client, self.logger, give_up_after)
-        self._loop = asyncio.get_running_loop()
+        self.keys = Keys(flow_run.id)
         # Of the flow's `timeout_seconds`: Prefect cancels by a scope of anyio (`timeout_async`).
-        self._deadline = anyio.current_effective_deadline()
+        deadline = anyio.current_effective_deadline()
+        self.canceller = Canceller(server, deadline)
+        self.submitter = Submitter(server, flow_run.id, self.logger, self.canceller)
+        self.watcher = Watcher(client, self.logger, server.give_up_after)
+        self._server = server
+        self._loop = asyncio.get_running_loop()
         self._deployment_name: str | None = None
 
     @staticmethod
@@ -79,30 +76,27 @@ class ParentRun:
     async def deployment_name(self) -> str:
         """Return the name of the deployment that this parent runs as, or runs inside of."""
         if self._deployment_name is None:
-            self._deployment_name = await persist(self._read_deployment_name, self.give_up_after)
+            self._deployment_name = await self._server.ask(self._read_deployment_name)
         return self._deployment_name
 
-    async def _read_deployment_name(self) -> str:
+    async def _read_deployment_name(self, client: PrefectClient) -> str:
         run = self.flow_run
         while run.deployment_id is None:
             if run.parent_task_run_id is None:
                 return BY_HAND
             # A plain subflow: the flow that called it may itself be one.
-            task_run = await self.client.read_task_run(run.parent_task_run_id)
+            task_run = await client.read_task_run(run.parent_task_run_id)
             assert task_run.flow_run_id is not None  # noqa: S101 - that of the calling flow
-            run = await self.client.read_flow_run(task_run.flow_run_id)
-        return (await self.client.read_deployment(run.deployment_id)).name
-
-    def time_is_up(self) -> bool:
-        """Tell whether the parent is cancelled by its own `timeout_seconds`."""
-        return anyio.current_time() >= self._deadline
+            run = await client.read_flow_run(task_run.flow_run_id)
+        return (await client.read_deployment(run.deployment_id)).name
 
     async def end(self, error: BaseException | None = None) -> None:
         """Cancel the children that are still alive, unless this run will go on with them."""
         # Shielded: Prefect's timeout of a flow (anyio's) cancels again at every await.
         with anyio.CancelScope(shield=True):
             try:
-                await self.submitter.close()
+                self.submitter.close()
+                await self.canceller.finish()
                 if not await self._goes_on(error):
                     runs = await cancel_children(self.client, self.flow_run.id)
                     if runs:
@@ -116,7 +110,7 @@ class ParentRun:
         """Tell whether this run is suspended, or the server will retry it (RetryFailedFlows)."""
         if isinstance(error, Pause):
             return True
-        if not (isinstance(error, Exception) or self.time_is_up()):
+        if not (isinstance(error, Exception) or self.canceller.time_is_up()):
             return False
         run = await self.client.read_flow_run(self.flow_run.id)
         return run.run_count <= (run.empirical_policy.retries or 0)
@@ -170,7 +164,8 @@ def _with_children(
         if context is None or context.flow_run is None:
             raise RuntimeError(f"call {fn.__qualname__} as a flow, not its function")
         async with get_client() as client, get_eager_client() as eager_client:
-            parent = ParentRun(client, eager_client, context.flow_run, give_up_after)
+            server = Server(eager_client, give_up_after)
+            parent = ParentRun(client, server, context.flow_run)
             token = _current.set(parent)
             try:
                 result = await fn(*args, **kwargs)

@@ -1,12 +1,11 @@
 """Requests that outlast a server that restarts, or is too busy to answer for a while."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
 
@@ -46,7 +45,7 @@ async def read_all(client: PrefectClient, flow_run_filter: FlowRunFilter) -> lis
 
 
 def get_eager_client() -> PrefectClient:
-    """Return a client for `persist`: what may pass is raised at once.
+    """Return a client for `Server`: what may pass is raised at once.
 
     Prefect's own sleeps 2 s or more after each 503, which the embedded SQLite server answers when
     another request just wrote: also after the last, with PREFECT_CLIENT_MAX_RETRIES at 0
@@ -72,41 +71,50 @@ def is_passing(error: Exception) -> bool:
     return isinstance(error, httpx.TransportError)
 
 
-async def persist(request: Callable[[], Awaitable[T]], give_up_after: float) -> T:
-    """Repeat a request that may be sent twice until the server answers it.
+@dataclass(frozen=True)
+class Server:
+    """The Prefect server, asked until it answers.
 
-    Prefect's client gives up after PREFECT_CLIENT_MAX_RETRIES, about a minute; this goes on.
-
-    Args:
-        request: Makes the request.
-        give_up_after: Seconds without an answer after which it fails.
-
-    Raises:
-        ChildError: The server did not answer in that time.
+    Attributes:
+        client: Made by `get_eager_client`.
+        give_up_after: Seconds without an answer after which a request fails.
     """
-    last: Exception | None = None
-    pause = PAUSE_SECONDS
-    started = time.monotonic()
-    warn_after = PAUSE_MAX_SECONDS
-    try:
-        async with asyncio.timeout(give_up_after):
-            while True:
-                try:
-                    return await request()
-                except (httpx.TransportError, PrefectHTTPStatusError) as error:
-                    if not is_passing(error):
-                        raise
-                    last = error
-                silence = time.monotonic() - started
-                if silence >= warn_after:
-                    logger.warning(
-                        "The Prefect server has not answered for %.0f s: %r", silence, last
-                    )
-                    warn_after *= 2
-                await asyncio.sleep(max(pause * random.uniform(0.5, 1), _retry_after(last)))  # noqa: S311
-                pause = min(2 * pause, PAUSE_MAX_SECONDS)
-    except TimeoutError:
-        raise ChildError(unreachable(give_up_after, last)) from last
+
+    client: PrefectClient
+    give_up_after: float
+
+    async def ask(self, request: Callable[[PrefectClient], Awaitable[T]]) -> T:
+        """Repeat a request, which may be sent twice, until the server answers it.
+
+        Prefect's client gives up after PREFECT_CLIENT_MAX_RETRIES, about a minute; this goes on.
+
+        Raises:
+            ChildError: The server did not answer in time.
+        """
+        last: Exception | None = None
+        pause = PAUSE_SECONDS
+        started = time.monotonic()
+        warn_after = PAUSE_MAX_SECONDS
+        try:
+            async with asyncio.timeout(self.give_up_after):
+                while True:
+                    try:
+                        return await request(self.client)
+                    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+                        if not is_passing(error):
+                            raise
+                        last = error
+                    silence = time.monotonic() - started
+                    if silence >= warn_after:
+                        logger.warning(
+                            "The Prefect server has not answered for %.0f s: %r", silence, last
+                        )
+                        warn_after *= 2
+                    jitter = random.uniform(0.5, 1)  # noqa: S311
+                    await asyncio.sleep(max(pause * jitter, _retry_after(last)))
+                    pause = min(2 * pause, PAUSE_MAX_SECONDS)
+        except TimeoutError:
+            raise ChildError(unreachable(self.give_up_after, last)) from last
 
 
 def _retry_after(error: Exception) -> float:

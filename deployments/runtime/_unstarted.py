@@ -1,11 +1,11 @@
 """Why children do not get on: never wait in silence."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING
+from typing import Any
+from uuid import UUID
 
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
@@ -17,13 +17,7 @@ from prefect.client.schemas.filters import (
     WorkQueueFilter,
     WorkQueueFilterId,
 )
-from prefect.client.schemas.objects import StateType
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun, Worker
+from prefect.client.schemas.objects import FlowRun, StateType, Worker
 
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
@@ -71,9 +65,9 @@ async def _reason(
         return _no_worker(pool_name)
     in_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool_name]))
     in_queue = WorkQueueFilter(id=WorkQueueFilterId(any_=[queue_id]))
-    if await _is_full(client, pool.concurrency_limit, in_pool, None):
+    if await _is_full(client, pool.concurrency_limit, work_pool_filter=in_pool):
         return f"work pool {pool_name} runs {pool.concurrency_limit} at once, its limit"
-    if await _is_full(client, queue.concurrency_limit, in_pool, in_queue):
+    if await _is_full(client, queue.concurrency_limit, work_queue_filter=in_queue):
         return f"work queue {queue.name} runs {queue.concurrency_limit} at once, its limit"
     if any(run.state_name == "AwaitingConcurrencySlot" for run in waiting):
         return "the concurrency limit of the deployment is reached"
@@ -92,26 +86,17 @@ async def online_workers(client: PrefectClient, pool_name: str) -> list[Worker]:
     return await client.read_workers_for_work_pool(pool_name, online, offset=0, limit=1)
 
 
-async def _is_full(
-    client: PrefectClient,
-    limit: int | None,
-    pool: WorkPoolFilter,
-    queue: WorkQueueFilter | None,
-) -> bool:
+async def _is_full(client: PrefectClient, limit: int | None, **where: Any) -> bool:
     if limit is None:
         return False
     under_way = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY)))
-    count = await client.count_flow_runs(
-        flow_run_filter=under_way, work_pool_filter=pool, work_queue_filter=queue
-    )
-    return count >= limit
+    return await client.count_flow_runs(flow_run_filter=under_way, **where) >= limit
 
 
 def _names(runs: list[FlowRun]) -> str:
     names = sorted(run.name for run in runs)
-    shown = ", ".join(names[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return shown + more
+    return ", ".join(names[:3]) + more
 
 
 def _unstarted(runs: list[FlowRun]) -> str:

@@ -1,35 +1,30 @@
 """One watcher for all children of a parent: events wake it, a bulk read makes sure."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import itertools
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Any
 from uuid import UUID
 
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.events.schemas.events import Event, ResourceSpecification
+from prefect.logging.loggers import LoggingAdapter
 
 from deployments.runtime._errors import ChildError
 from deployments.runtime._orphans import never_started, settle
 from deployments.runtime._patience import read_all, unreachable
 from deployments.runtime._unstarted import explain_unstarted
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun
-    from prefect.logging.loggers import LoggingAdapter
 
 CANCELLING = StateType.CANCELLING
 # A missed event costs this much delay, and idle waiting costs one request in this time.
@@ -60,27 +55,27 @@ class Watcher:
         self._client = client
         self._logger = logger
         self._give_up_after = give_up_after
-        self._finals: dict[UUID, asyncio.Future[FlowRun]] = {}
+        self._finals: dict[UUID, asyncio.Future[State[Any]]] = {}
         # A run can end before its creator knows of it, so some strangers are remembered.
         self._ended: deque[UUID] = deque(maxlen=10_000)
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
-    def watch(self, run: FlowRun) -> asyncio.Future[FlowRun]:
-        """Return a future of the run in its final state."""
+    def watch(self, run: FlowRun) -> asyncio.Future[State[Any]]:
+        """Return a future of the run's final state."""
         if run.id not in self._finals:
-            final: asyncio.Future[FlowRun] = asyncio.get_running_loop().create_future()
+            final: asyncio.Future[State[Any]] = asyncio.get_running_loop().create_future()
             self._finals[run.id] = final
             if self._closed:
                 final.cancel()
             elif run.state is not None and run.state.is_final():
-                final.set_result(run)
+                final.set_result(run.state)
             elif run.id in self._ended:
                 self._wake.set()
-        if not self._tasks and not self._closed:
-            loops = (self._listen(), self._read(), self._explain())
-            self._tasks = [asyncio.create_task(loop) for loop in loops]
+            if not self._tasks and not final.done():
+                loops = (self._listen(), self._read(), self._explain())
+                self._tasks = [asyncio.create_task(loop) for loop in loops]
         return self._finals[run.id]
 
     async def close(self) -> None:
@@ -152,9 +147,9 @@ class Watcher:
             )
             left -= {run.id for run in runs} or set(some)  # a page may not hold all of them
             for run in runs:
-                if run.state_type != CANCELLING:
+                if run.state is not None and run.state.is_final():
                     if not self._finals[run.id].done():
-                        self._finals[run.id].set_result(run)
+                        self._finals[run.id].set_result(run.state)
                 elif never_started(run):
                     await settle(self._client, run)
 

@@ -5,15 +5,25 @@ import datetime as dt
 import inspect
 import pickle
 from typing import Annotated, Any, assert_type
+from uuid import uuid4
 
 import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun
+from prefect.serializers import JSONSerializer
 from pydantic import BaseModel, Field, ValidationError
 
 import deployments
-from deployments import ChildFailed, ChildNotDeployed, ChildResultUnavailable, child, parent_flow
+from deployments import (
+    ChildError,
+    ChildFailed,
+    ChildNotDeployed,
+    ChildResultUnavailable,
+    RunInfo,
+    child,
+    parent_flow,
+)
 from deployments.testing import Stubs
 from flows.airport_delays import AirportDelays, airport_delays
 from flows.delay_report import DelayReport, delay_report
@@ -56,6 +66,7 @@ def test_the_public_face_is_sorted_and_complete() -> None:
         "ChildResultUnavailable",
         "ChildRun",
         "ChildTimedOut",
+        "RunInfo",
         "child",
         "parent_flow",
         "raise_failures",
@@ -254,10 +265,15 @@ async def test_a_key_names_one_call(stubs: Stubs) -> None:
     assert [parameters["thing"] for _, parameters in stubs.calls] == ["box", "box"]
 
 
-def test_errors_can_be_pickled() -> None:
-    error = ChildFailed("why", run=object())  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", [ChildError, *ChildError.__subclasses__()])
+def test_errors_can_be_taken_to_another_process(kind: type[ChildError]) -> None:
+    run = RunInfo(id=uuid4(), name="n", deployment="f/d", url="http://ui")
+    error = kind("why", run=run)
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
-    assert (type(again), str(again), again.run) == (ChildFailed, "why", None)
+    assert (type(again), str(again), again.run, again.url) == (kind, "why", run, "http://ui")
+    # Prefect's has an exception's type and message: that is how a parent's failure is stored.
+    again = JSONSerializer().loads(JSONSerializer().dumps(error))
+    assert (type(again), str(again), again.run) == (kind, "why", None)
 
 
 @pytest.mark.parametrize(

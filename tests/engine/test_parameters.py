@@ -293,7 +293,7 @@ from pydantic import BaseModel, Field
 from pydantic.dataclasses import dataclass
 from prefect import flow
 from deployments.runtime._parameters import bind, to_json, to_json_untyped, validate
-from deployments.runtime._submit import Call
+from deployments.runtime._call import Call
 
 class Tag(BaseModel, frozen=True):
     names: frozenset[str] = Field(frozenset(), alias="Names")

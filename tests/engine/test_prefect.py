@@ -11,14 +11,14 @@ import pytest
 @pytest.mark.parametrize(
     ("place", "name", "parameters", "used_by"),
     [
-        ("prefect.utilities.engine", "collect_task_run_inputs", ["expr"], "_results"),
+        ("prefect.utilities.engine", "collect_task_run_inputs", ["expr"], "_lineage"),
         (
             "prefect.utilities.engine",
             "link_state_to_flow_run_result",
             ["state", "result"],
-            "_results",
+            "_lineage",
         ),
-        ("prefect.utilities.importtools", "to_qualified_name", ["obj"], "_results"),
+        ("prefect.utilities.importtools", "to_qualified_name", ["obj"], "_returns"),
         ("prefect.serializers", "prefect_json_object_decoder", ["result"], "_results"),
         ("prefect.results", "aresolve_result_storage", ["result_storage"], "_results"),
         ("prefect.results", "aget_default_result_storage", [], "_results"),
@@ -39,4 +39,4 @@ def test_it_is_still_there(place: str, name: str, parameters: list[str], used_by
     for part in name.split("."):
         found = getattr(found, part)
     missing = set(parameters) - set(inspect.signature(found).parameters)  # type: ignore[arg-type]
-    assert not missing, f"{place}.{name} has changed: see deployments/{used_by}.py"
+    assert not missing, f"{place}.{name} has changed: see {used_by}.py in deployments"
