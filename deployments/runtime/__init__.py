@@ -16,7 +16,7 @@ from deployments.runtime._errors import (
     raise_failures,
 )
 from deployments.runtime._orphans import ALIVE, UNFINISHED, cancel_children, read_children
-from deployments.runtime._parameters import find_refused, type_hints, validate_some
+from deployments.runtime._parameters import find_refused, to_json, type_hints, validate_some
 from deployments.runtime._parent import is_parent, parent_flow
 from deployments.runtime._patience import read_all
 from deployments.runtime._results import Returns, Unreadable, read_value
@@ -47,6 +47,7 @@ __all__ = [
     "read_children",
     "read_value",
     "stand_ins",
+    "to_json",
     "type_hints",
     "validate_some",
 ]

@@ -1,6 +1,5 @@
 import asyncio
 import os
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ FAULTS = Path("tests/engine/faults/prefect.yaml")
 
 
 @pytest.fixture(scope="session")
-def faults(prefect_server: TemporaryServer, worker: subprocess.Popen[bytes]) -> None:
+def faults(prefect_server: TemporaryServer, worker: None) -> None:
     """Deploy the flows that go wrong."""
     asyncio.run(deploy_faults(prefect_server))
 
