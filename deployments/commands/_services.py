@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,18 @@ def read_workers(path: Path = ROOT / COMPOSE_FILE) -> dict[str, list[str]]:
     """
     try:
         services: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["services"]
-        return {
-            name: [str(part) for part in service["command"]]
+        commands = {
+            name: service["command"]
             for name, service in services.items()
             if name.startswith(WORKER)
         }
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{COMPOSE_FILE}: {' '.join(repr(error).split())}") from error
+        reason = " ".join(repr(error).split())
+        raise ValueError(f"{COMPOSE_FILE}: it can't be read: {reason}") from error
+    return {
+        name: shlex.split(command) if isinstance(command, str) else command
+        for name, command in commands.items()
+    }
 
 
 def check_services(manifest: Manifest, path: Path) -> Iterator[str]:
@@ -58,10 +64,5 @@ def check_services(manifest: Manifest, path: Path) -> Iterator[str]:
             )
             continue
         for option, expected in (("--pool", name), ("--type", pools[name].type)):
-            given = _option(command, option)
-            if given != expected:
-                yield f"{COMPOSE_FILE}: {service}: {option} must be {expected}, not {given}"
-
-
-def _option(command: list[str], option: str) -> str | None:
-    return dict(itertools.pairwise(command)).get(option)
+            if (option, expected) not in itertools.pairwise(command):
+                yield f"{COMPOSE_FILE}: {service}: its command must have `{option} {expected}`"

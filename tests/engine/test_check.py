@@ -84,12 +84,12 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
             ":measure",
             "tests/engine/flows.py:60: calls add-up/local, which is not declared",
         ),
-        ("work_queue_name: children", "work_queue_name: kids", "its work queue kids is not in"),
-        ("&local_children\n      name: local", "&local_children\n      name: moon", "moon"),
+        ("work_queue_name: *children", "work_queue_name: kids", "its work queue kids is not in"),
+        ("&local_children\n      name: *local_pool", "&local_children\n      name: moon", "moon"),
         ("PREFECT_LOCAL_STORAGE_PATH: /results", "A: B", "results would end with its container"),
         ("engine-tests-results:/results", "mine:/mine", "results would end with its container"),
-        ("work_queue_name: parents", "work_queue_name: children", "that is a deadlock"),
-        ("tags: [engine-tests, parent]", "tags: [mine]", "tags: lacks engine-tests, parent"),
+        ("work_queue_name: *parents", "work_queue_name: *children", "that is a deadlock"),
+        ("tags: [*project, parent]", "tags: [mine]", "tags: lacks engine-tests, parent"),
         (
             "    work_pool: *local_parents\n  - {",
             "    work_pool: *local_parents\n    parameters: {times: 13}\n  - {",
@@ -115,15 +115,21 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
             "measure-all/local: tags: lacks chief, by which",
         ),
         (
-            "prefect.resource.name: docker}",
+            "prefect.resource.name: *docker_pool}",
             "prefect.resource.name: moon}",
             "cancel-orphans/local, cancel-orphans/docker: look for runs of work pool moon, which",
         ),
         (
-            "prefect.resource.name: docker}",
-            "prefect.resource.name: local}",
+            "prefect.resource.name: *docker_pool}",
+            "prefect.resource.name: *local_pool}",
             "measure-all/docker: no trigger of cancel-orphans/local, cancel-orphans/docker is "
             "for prefect.flow-run.Crashed of its runs in work pool docker",
+        ),
+        (
+            '"engine-tests: mark silent',
+            '"mark silent',
+            "definitions.automations: 'mark silent runs as crashed' must begin with the name of "
+            "the project, 'engine-tests: ', or another project's could replace it",
         ),
     ],
 )
@@ -135,22 +141,101 @@ def test_each_finding_is_one_line_with_its_place(
     assert all(re.match(r"\S*(prefect\.yaml|\.py:\d+): .+$", line) for line in found), found
 
 
+NAMES = [
+    [("engine-tests", "acme-pipelines")],
+    [("&local_pool local:", "&local_pool processes:")],
+    [("local", "processes"), ("docker", "containers"), ("type: containers", "type: docker")],
+    [("&parents parents:", "&parents chiefs:"), ("&children children:", "&children crew:")],
+]
+
+
+@pytest.mark.parametrize("edits", NAMES)
+def test_names_are_the_users(tmp_path: Path, edits: list[tuple[str, str]]) -> None:
+    assert findings(tmp_path, *edits) == []
+
+
+def test_a_project_that_is_renamed_in_one_place_tells_the_others(tmp_path: Path) -> None:
+    found = findings(tmp_path, ("name: &project engine-tests", "name: &project acme"))
+    assert len(found) == 2 + 6, found
+    assert sum("must begin with the name of the project, 'acme: '" in each for each in found) == 2
+    assert sum("tags: lacks engine-tests, by which" in each for each in found) == 6
+
+
 def test_renamed_pools_are_missed_by_the_triggers(tmp_path: Path) -> None:
     """The triggers still name the old one."""
     found = findings(
         tmp_path,
-        ("      name: local\n", "      name: near\n"),
-        ("    local:\n      type", "    near:\n      type"),
+        ("&local_pool local:", "&local_pool near:"),
+        ("prefect.resource.name: *local_pool}", "prefect.resource.name: local}"),
     )
     assert any("look for runs of work pool local, which is not in" in each for each in found), found
-    assert any("measure-all/near: no trigger" in each for each in found), found
+    assert any("measure-all/local: no trigger" in each for each in found), found
+
+
+COMMAND = "prefect worker start --pool docker --type docker"
+COMPOSE = """\
+services:
+  server: {command: [start]}
+  worker-local: {command: [prefect, worker, start, --pool, local, --type, process]}
+  worker-docker: {command: [prefect, worker, start, --pool, docker, --type, docker]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("start", "start", []),
+        (
+            "worker-local",
+            "local-worker",
+            [
+                "no service worker-local, for the work pool local of prefect.yaml: add it, as the "
+                "other workers are"
+            ],
+        ),
+        (
+            "  server:",
+            "  worker-moon: {command: [prefect, worker, start, --pool, moon]}\n  server:",
+            [
+                "worker-moon: prefect.yaml has no work pool moon: rename the service, or remove it",
+            ],
+        ),
+        (
+            "--pool, docker",
+            "--pool, local",
+            ["worker-docker: its command must have `--pool docker`"],
+        ),
+        (
+            "--type, docker",
+            "--type, process",
+            ["worker-docker: its command must have `--type docker`"],
+        ),
+        (", --type, process", "", ["worker-local: its command must have `--type process`"]),
+        ("services:", "others:", ["it can't be read: KeyError('services')"]),
+        ("[prefect, worker, start, --pool, docker, --type, docker]", COMMAND, []),
+    ],
+)
+def test_the_workers_of_compose_are_compared_with_the_work_pools(
+    tmp_path: Path, old: str, new: str, expected: list[str]
+) -> None:
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "compose.yaml").write_text(COMPOSE.replace(old, new))
+    assert findings(tmp_path) == [f"docker/compose.yaml: {each}" for each in expected]
+
+
+def test_a_work_pool_of_another_kind_needs_no_service(tmp_path: Path) -> None:
+    """Its workers are elsewhere, or it needs none."""
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "compose.yaml").write_text(COMPOSE)
+    pool = "work_pools:\n    far: {type: kubernetes, queues: {}}\n"
+    assert findings(tmp_path, ("work_pools:\n", pool)) == []
 
 
 def test_tags_may_have_other_names(tmp_path: Path) -> None:
     """Only that they agree matters, and that each pool has its own trigger."""
     edits = [
-        ("engine-tests, parent]", "x, y]"),
-        ("[engine-tests]\n    work_pool", "[x]\n    work_pool"),
+        ("[*project, parent]", "[x, y]"),
+        ("[*project]\n    work_pool", "[x]\n    work_pool"),
     ]
     edits += [
         ("prefect.tag.engine-tests", "prefect.tag.x"),
@@ -163,7 +248,7 @@ def test_automations_of_other_purposes_want_nothing(tmp_path: Path) -> None:
     """A notification about some runs, a deployment that other people's runs start."""
     edits = [("state: CRASHED", "state: PAUSED"), ("prefect.tag.engine-tests", "prefect.tag.vip")]
     other = "triggers: [{expect: [a], match_related: {prefect.resource.id: prefect.tag.b}}]\n    "
-    edits += [("tags: [engine-tests, parent]\n    ", f"tags: [engine-tests, parent]\n    {other}")]
+    edits += [("tags: [*project, parent]\n    ", f"tags: [*project, parent]\n    {other}")]
     assert findings(tmp_path, *edits) == []
 
 
@@ -182,7 +267,8 @@ def test_an_unknown_name_is_refused_with_those_that_are_there() -> None:
 
 
 def test_what_is_deployed_without_docker_needs_no_docker() -> None:
-    local = Manifest.load(MANIFEST).named("local")
+    local = Manifest.load(MANIFEST).of_type("process")
+    assert local.names == ["local"]
     assert {pool.type for pool in local.definitions.work_pools.values()} == {"process"}
     assert not any(deployment.build for deployment in local.deployments)
 
@@ -460,7 +546,7 @@ def test_the_command_says_so_and_ends_with_0(checkout: Path, clean_env: dict[str
 
 def test_deploy_refuses_what_check_refuses(checkout: Path, clean_env: dict[str, str]) -> None:
     manifest = checkout / "prefect.yaml"
-    manifest.write_text(DECLARED.replace("[engine-tests, parent]", "[]"))
+    manifest.write_text(DECLARED.replace("[*project, parent]", "[]"))
     env = clean_env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}  # nobody is there
     said = {}
     for command in ("check", "deploy"):
