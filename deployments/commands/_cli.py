@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
 import signal
 import sys
@@ -58,9 +60,10 @@ def demo(
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        prepared = _demo.prepare(name, param or [])
-        show = print_json if json else print_tables
-        completed = _demo.run_demo(prepared, progress, show, _print_error, keep)
+        show = functools.partial(print_json if json else print_tables, file=sys.stdout)
+        with contextlib.redirect_stdout(sys.stderr):  # what flows print when they are imported
+            prepared = _demo.prepare(name, param or [])
+            completed = _demo.run_demo(prepared, progress, show, _print_error, keep)
     except (RuntimeError, ValueError) as error:
         _fail(str(error))
     except KeyboardInterrupt:

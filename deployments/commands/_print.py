@@ -1,11 +1,11 @@
-"""A result of any type, on standard output."""
+"""A result of any type, for people and for programs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import BaseModel
 from pydantic_core import to_json, to_jsonable_python
@@ -16,20 +16,20 @@ from rich.text import Text
 OTHERWISE: Any = {"by_alias": False, "bytes_mode": "base64", "fallback": str}
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, file: TextIO) -> None:
     """Print a value as JSON."""
     text = to_json(value, indent=2, inf_nan_mode="null", **OTHERWISE)
-    print(text.decode())  # noqa: T201 - for other programs, too
+    print(text.decode(), file=file, flush=True)
 
 
-def print_tables(value: Any) -> None:
+def print_tables(value: Any, file: TextIO) -> None:
     """Print a model or a list of models as tables, and anything else as JSON.
 
     A field of a model that is itself a list of models is a table of its own.
     """
     rows = _rows(value)
     fields = _fields(value)
-    console = Console()
+    console = Console(file=file)
     if rows:
         console.print(_table_of_rows(rows))
     elif fields:
@@ -43,7 +43,7 @@ def print_tables(value: Any) -> None:
         for name, rows in tables.items():
             console.print(_table_of_rows(rows, _label(name)))
     else:
-        print_json(value)
+        print_json(value, file)
 
 
 def _table_of_rows(rows: list[Mapping[str, Any]], title: str | None = None) -> Table:
