@@ -69,7 +69,7 @@ def test_the_parent_in_the_readme_is_the_one_in_the_repository() -> None:
 def test_make_demo(checkout: Path, clean_env: dict[str, str]) -> None:
     done = bash("make demo", checkout, clean_env)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"EWR\W+1\W+9893\W+238\W+14.9100\W+0.2486", done.stdout), done.stdout
+    assert re.search(r"EWR\W+1\W+9893\W+238\W+14.9100\W+0.2494", done.stdout), done.stdout
     assert "delays 2013-01" in done.stderr
 
 
