@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
 from prefect.flows import Flow
 from prefect.logging.handlers import APILogWorker
 
-from deployments.commands._deploy import create_definitions, run_prefect_deploy
+from deployments.commands._deploy import deploy_manifest
 from deployments.commands._manifest import Manifest
 from deployments.commands._processes import TemporaryServer, temporary_server, temporary_worker
 from deployments.runtime import stand_ins
@@ -57,25 +56,19 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tempora
 
 @pytest.fixture(scope="session")
 def deployed(prefect_server: TemporaryServer) -> Manifest:
-    """Deploy what prefect.yaml names `local` to the session's server, with its work pool."""
-    manifest = Manifest.load().named("local")
-
-    async def create() -> None:
-        async with get_client() as client:
-            await create_definitions(client, manifest)
-
-    asyncio.run(create())
-    run_prefect_deploy(prefect_server.env, "--name", "local")
+    """Deploy what prefect.yaml has in work pools of type process to the session's server."""
+    manifest = Manifest.load().of_type("process")
+    asyncio.run(deploy_manifest(manifest, prefect_server.env))
     return manifest
 
 
 @pytest.fixture(scope="session")
-def worker(
-    prefect_server: TemporaryServer, deployed: Manifest
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker for the pool `local`, which runs what is deployed."""
-    with temporary_worker(prefect_server, "local") as process:
-        yield process
+def worker(prefect_server: TemporaryServer, deployed: Manifest) -> Iterator[None]:
+    """Run a worker for each work pool of what is deployed."""
+    with contextlib.ExitStack() as stack:
+        for pool in deployed.definitions.work_pools:
+            stack.enter_context(temporary_worker(prefect_server, pool))
+        yield
 
 
 @dataclass

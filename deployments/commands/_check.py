@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from prefect.flows import Flow
@@ -15,14 +15,12 @@ from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
 from deployments.commands._calls import ChildCall, find_child_calls
+from deployments.commands._containers import check_container
 from deployments.commands._manifest import ROOT, Deployment, Manifest
-from deployments.commands._notice import Flows, check_noticed, check_pools
+from deployments.commands._notice import Flows, check_automations, check_noticed, check_pools
 from deployments.commands._returns import check_return
+from deployments.commands._services import COMPOSE_FILE, check_services
 from deployments.runtime import find_refused, validate_some
-
-# Where results go, by either name of each setting (ResultsSettings).
-STORAGE_BLOCK = ("PREFECT_DEFAULT_RESULT_STORAGE_BLOCK", "PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK")
-STORAGE_PATH = ("PREFECT_LOCAL_STORAGE_PATH", "PREFECT_RESULTS_LOCAL_STORAGE_PATH")
 
 VARIABLE = re.compile(r"{{\s*\$(\w+)\s*}}")
 
@@ -56,15 +54,17 @@ def _check_manifest(path: Path, names: tuple[str, ...]) -> Iterator[str]:
     for deployment in manifest.deployments:
         try:
             flow = deployment.load_flow()
-        except Exception as error:  # noqa: BLE001 - the user's module may raise anything
+        except ValueError as error:
             if not names or deployment.name in names:
-                yield f"{path.name}: {deployment.entrypoint} can't be imported: {error!r}"
+                yield f"{path.name}: {error}"
             continue
         name = f"{flow.name}/{deployment.name}"
         if name in flows:
             yield f"{path.name}: {name} is declared twice: give one of them another name"
         flows[name] = (deployment, flow)
-    yield from (f"{path.name}: {finding}" for finding in check_pools(manifest.definitions, flows))
+    for findings in (check_pools(manifest.definitions, flows), check_automations(manifest)):
+        yield from (f"{path.name}: {finding}" for finding in findings)
+    yield from check_services(manifest, path.parent / COMPOSE_FILE)
     for name, (deployment, flow) in flows.items():
         if names and deployment.name not in names:
             continue
@@ -72,7 +72,7 @@ def _check_manifest(path: Path, names: tuple[str, ...]) -> Iterator[str]:
             _check_flow(deployment, flow),
             check_noticed(manifest.definitions, flows, name),
             _check_queue(manifest, deployment),
-            _check_container(manifest, deployment),
+            check_container(manifest, deployment),
         ):
             yield from (f"{path.name}: {name}: {finding}" for finding in findings)
         for call in find_child_calls(flow, deployment.name):
@@ -105,7 +105,7 @@ def _check_parameters(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[
     for number, trigger in enumerate(deployment.triggers or []):
         starts[f"triggers.{number}"] = trigger.parameters or {}  # templates, of any value
     for place, parameters in starts.items():
-        for name in _required(flow):
+        for name in required_parameters(flow):
             if name not in deployment.parameters | parameters:
                 yield (
                     f"{place}: its runs would fail, since {name} has no value: give one in its "
@@ -113,7 +113,8 @@ def _check_parameters(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[
                 )
 
 
-def _required(flow: Flow[..., Any]) -> list[str]:
+def required_parameters(flow: Flow[..., Any]) -> list[str]:
+    """Return the names of the parameters that a run must be given."""
     refused = [parameter.name for parameter in find_refused(flow)]
     return [name for name in flow.parameters.required if name not in refused]
 
@@ -134,38 +135,6 @@ def _check_queue(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
         yield (
             f"its work queue {used.work_queue_name} is not in "
             f"definitions.work_pools.{used.name}.queues: add it there"
-        )
-
-
-def _check_container(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
-    used = deployment.work_pool
-    pool = manifest.definitions.work_pools.get(used.name)
-    if pool is None or pool.type == "process":
-        return
-    place = "work_pool.job_variables"
-    env = used.job_variables.get("env") or {}
-    volumes = used.job_variables.get("volumes") or []
-    if not isinstance(env, dict):
-        yield f"{place}.env: it must be a mapping, of names to values"
-        return
-    if not isinstance(volumes, list):
-        yield f"{place}.volumes: it must be a list, of `volume:/directory`"
-        return
-    directories = []
-    for volume in volumes:
-        directory = str(volume).partition(":")[2].split(":")[0]
-        if not directory.startswith("/"):
-            yield f"{place}.volumes: {volume!r} must be `volume:/directory`"
-            return
-        directories.append(directory)
-    if any(env.get(name) for name in STORAGE_BLOCK):
-        return
-    path = next((env[name] for name in STORAGE_PATH if env.get(name)), None)
-    if path is None or not any(PurePosixPath(path).is_relative_to(each) for each in directories):
-        yield (
-            "its results would end with its container: set PREFECT_LOCAL_STORAGE_PATH to a "
-            "directory in one of its volumes, or PREFECT_DEFAULT_RESULT_STORAGE_BLOCK, in "
-            f"{place}.env"
         )
 
 
@@ -230,7 +199,7 @@ def _check_arguments(
         for name in given:
             if name not in flow.parameters.properties:
                 yield f"got an unexpected keyword argument {name!r}"
-        for name in _required(flow):
+        for name in required_parameters(flow):
             if name not in given:
                 yield f"missing a required argument: {name!r}"
         return

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import functools
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 from cyclopts import App, Parameter
 from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
-from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from deployments.commands import _demo, _stack, _update
 from deployments.commands._check import check_manifest
 from deployments.commands._check_server import check_server
-from deployments.commands._deploy import create_definitions, run_prefect_deploy
+from deployments.commands._deploy import deploy_manifest
 from deployments.commands._manifest import ROOT, Manifest
-from deployments.runtime import validate_some
+from deployments.commands._print import print_json, print_tables
 
 app = App(
     name="python -m deployments",
@@ -34,49 +32,45 @@ app = App(
 )
 progress = Console(stderr=True)
 SERVER_SECONDS = 60
-DEFAULT_NAMES = ("local",)  # they need no Docker
 
 
 @app.command
 def demo(
+    name: str | None = None,
+    /,
     *,
-    airports: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
-    month: int | None = None,
-    data_dir: Path | None = None,
+    param: Annotated[list[str] | None, Parameter(name=["--param", "-p"])] = None,
     keep: bool = False,
     json: bool = False,
 ) -> None:
-    """See the example flows run, on a temporary server that touches nothing of yours.
+    """See a parent run, on a temporary server that touches nothing of yours.
+
+    That is the first deployment in prefect.yaml whose flow is a parent, and whose work pool is of
+    type process, which needs no Docker.
 
     Args:
-        airports: IATA codes, separated by spaces or commas.
-        month: 1 to 12; the sample data has 1 to 3.
-        data_dir: Directory with one AIRPORT.csv.gz per airport.
+        name: Of another flow, or `flow-name/deployment-name`.
+        param: A parameter, as `key=value`; the value is JSON, or else text. May be repeated.
         keep: Leave the server and the worker up until Ctrl-C, to click around in the UI.
-        json: Print only the report, as JSON, on standard output.
+        json: Print only the result, as JSON, on standard output.
     """
-    given = {
-        "airports": ",".join(airports).split(",") if airports else None,
-        "month": month,
-        "data_dir": str(data_dir.resolve()) if data_dir else None,
-    }
-    parameters = {name: value for name, value in given.items() if value is not None}
     # Whatever ends us, the server and the worker are stopped first. SIGINT, too: a script's
     # background jobs inherit that it is ignored. The others become it, for which asyncio is made.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        show = _print_json if json else _print_report
-        completed = _demo.run_demo(_check(parameters), progress, show, _print_error, keep)
+        show = functools.partial(print_json if json else print_tables, file=sys.stdout)
+        with contextlib.redirect_stdout(sys.stderr):  # what flows print when they are imported
+            prepared = _demo.prepare(name, param or [])
+            completed = _demo.run_demo(prepared, progress, show, _print_error, keep)
     except (RuntimeError, ValueError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
     if not keep and not (completed and json):
         progress.print(
-            "\nGo on: `make demo ARGS=--keep` leaves the Prefect UI up; README.md, "
-            "“Make it yours”, says how to put your own flows in."
+            "\nGo on: `make demo ARGS=--keep` leaves the Prefect UI up, to look at the runs."
             if completed
             else "\nIts server is gone: `make demo ARGS=--keep` leaves it up, to look at the runs.",
             style="dim",
@@ -90,16 +84,14 @@ def deploy(*names: str) -> None:
     """Bring prefect.yaml to your server: `check`, work pools and queues, `prefect deploy`.
 
     Args:
-        names: Of the deployments: `local`, which is the default; `docker`; or both.
+        names: Of the deployments; by default, of those in work pools of type process, which need
+            no Docker.
     """
     _require_server()
-    names = names or DEFAULT_NAMES
     try:
-        manifest = Manifest.load().named(*names)
-        _refuse(check_manifest(ROOT / "prefect.yaml", *names))
-        asyncio.run(_create_definitions(manifest))
-        options = [f"--name={name}" for name in names]
-        progress.print(run_prefect_deploy(os.environ, *options), markup=False, highlight=False)
+        manifest = _load(names)
+        _refuse(check_manifest(ROOT / "prefect.yaml", *manifest.names))
+        progress.print(asyncio.run(_deploy(manifest)), markup=False, highlight=False)
     except (RuntimeError, ValueError) as error:
         _fail(str(error))
 
@@ -123,8 +115,8 @@ def check(*names: str, server: bool = False) -> None:
     """Find what is wrong with prefect.yaml and the flows that it deploys: one line each.
 
     Args:
-        names: Of the deployments to look for on the server: `local`, which is the default;
-            `docker`; or both.
+        names: Of the deployments to look for on the server; by default, of those in work pools
+            of type process.
         server: Look at the configured server, too: pools, workers, deployments, and whether
             results of its workers can be read.
     """
@@ -132,13 +124,18 @@ def check(*names: str, server: bool = False) -> None:
         _require_server()
     _refuse(check_manifest())
     if server:
-        _refuse(asyncio.run(_check_server(names or DEFAULT_NAMES)))
+        try:
+            manifest = _load(names)
+        except ValueError as error:
+            _fail(str(error))
+        _refuse(asyncio.run(_check_server(manifest)))
     progress.print(f"prefect.yaml{', the server' if server else ''} and the flows agree.")
 
 
 @app.command
 def up() -> None:
     """Start a server on Postgres and Redis with workers, in containers, and deploy prefect.yaml."""
+    _refuse(check_manifest())
     try:
         _stack.up(progress)
     except (RuntimeError, ValueError) as error:
@@ -154,17 +151,22 @@ def down(*, volumes: bool = False) -> None:
     """
     try:
         _stack.down(volumes)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         _fail(str(error))
 
 
-async def _check_server(names: tuple[str, ...]) -> list[str]:
+def _load(names: tuple[str, ...]) -> Manifest:
+    """Read prefect.yaml: the deployments of these names, or those that need no Docker."""
+    manifest = Manifest.load()
+    return manifest.named(*names) if names else manifest.of_type("process")
+
+
+async def _check_server(manifest: Manifest) -> list[str]:
     async with get_client() as client:
-        manifest = Manifest.load().named(*names)
         return [finding async for finding in check_server(client, manifest)]
 
 
-async def _create_definitions(manifest: Manifest) -> None:
+async def _deploy(manifest: Manifest) -> str:
     async with get_client() as client:
         deadline = time.monotonic() + SERVER_SECONDS  # it may just have been started
         while error := await client.api_healthcheck():
@@ -174,7 +176,7 @@ async def _create_definitions(manifest: Manifest) -> None:
                     "it (`prefect server start`), or correct PREFECT_API_URL in .env"
                 )
             await asyncio.sleep(1)
-        await create_definitions(client, manifest)
+    return await deploy_manifest(manifest, os.environ)
 
 
 def _require_server() -> None:
@@ -184,44 +186,6 @@ def _require_server() -> None:
             "PREFECT_API_URL is not set: write it into .env (see .env.example), or run "
             "`prefect cloud login`"
         )
-
-
-def _check(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Refuse parameters before anything is started."""
-    flow_name, deployment_name = _demo.PARENT.split("/")
-    flow = Manifest.load().load_flow(flow_name, deployment_name)
-    try:
-        validate_some(flow, parameters)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{place}: {first['msg']}, not {first['input']!r}") from None
-    return parameters
-
-
-def _print_json(report: dict[str, Any]) -> None:
-    print(json.dumps(report))  # noqa: T201 - for other programs
-
-
-def _print_report(report: dict[str, Any]) -> None:
-    table = Table(title=f"Departure delays, 2013-{report['month']:02d}")
-    for column in ("airport", "flights", "cancelled", "mean delay", "late", "worst carrier"):
-        justify = "left" if column in ("airport", "worst carrier") else "right"
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    total = {"airport": "all", "worst_carrier": None, **report}
-    for row in [*report["ranking"], total]:
-        mean, share, worst = row["mean_dep_delay"], row["share_delayed"], row["worst_carrier"]
-        table.add_row(
-            row["airport"],
-            f"{row['flights']:,}",
-            f"{row['cancelled']:,}",
-            "" if mean is None else f"{mean:.2f} min",
-            "" if share is None else f"{share:.1%}",
-            worst["name"] if worst else "",
-            end_section=row is report["ranking"][-1],
-        )
-    progress.print()
-    Console().print(table)
 
 
 def _refuse(findings: Iterable[str]) -> None:

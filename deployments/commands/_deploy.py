@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import subprocess
 import sys
 from collections.abc import Mapping
 
-from prefect.client.orchestration import PrefectClient
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from deployments.commands._manifest import ROOT, Manifest, WorkPool
+
+
+async def deploy_manifest(manifest: Manifest, env: Mapping[str, str]) -> str:
+    """Bring deployments and what they need to the server, and return what Prefect said.
+
+    Args:
+        manifest: Of prefect.yaml: all of it, or a part.
+        env: The environment of `prefect deploy`.
+
+    Raises:
+        RuntimeError: `prefect deploy` failed; with what it said.
+    """
+    async with get_client() as client:
+        await create_definitions(client, manifest)
+    options = [f"--name={name}" for name in manifest.names]
+    return await asyncio.to_thread(run_prefect_deploy, env, *options)
 
 
 async def create_definitions(client: PrefectClient, manifest: Manifest) -> None:

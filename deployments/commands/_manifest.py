@@ -82,9 +82,12 @@ class Deployment(BaseModel):
         """Import the flow.
 
         Raises:
-            Exception: Whatever its import raises.
+            ValueError: It can't be imported.
         """
-        return load_flow_from_entrypoint(self.entrypoint, use_placeholder_flow=False)
+        try:
+            return load_flow_from_entrypoint(self.entrypoint, use_placeholder_flow=False)
+        except Exception as error:
+            raise ValueError(f"{self.entrypoint} can't be imported: {error!r}") from error
 
 
 class Definitions(BaseModel):
@@ -95,8 +98,13 @@ class Definitions(BaseModel):
 
 
 class Manifest(BaseModel):
-    """All of `prefect.yaml` that this template reads."""
+    """All of `prefect.yaml` that this template reads.
 
+    Attributes:
+        name: Of the project.
+    """
+
+    name: str = ""
     definitions: Definitions
     deployments: list[Deployment]
 
@@ -112,9 +120,7 @@ class Manifest(BaseModel):
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"{path}: {place}: {first['msg']}") from error
+            raise ValueError(f"{path}: {first_problem(error)}") from error
 
     def named(self, *names: str) -> Manifest:
         """Return the part that deployments of these names are and need.
@@ -128,7 +134,22 @@ class Manifest(BaseModel):
                 f"prefect.yaml has no deployment named {', '.join(unknown)}, only "
                 f"{', '.join(sorted(there))}"
             )
-        chosen = [deployment for deployment in self.deployments if deployment.name in names]
+        return self._part([each for each in self.deployments if each.name in names])
+
+    def of_type(self, pool_type: str) -> Manifest:
+        """Return the part that deployments in work pools of a type are and need.
+
+        Raises:
+            ValueError: There is none.
+        """
+        pools = self.definitions.work_pools
+        named = {name for name, pool in pools.items() if pool.type == pool_type}
+        chosen = [each for each in self.deployments if each.work_pool.name in named]
+        if not chosen:
+            raise ValueError(f"prefect.yaml has no deployment in a work pool of type {pool_type}")
+        return self._part(chosen)
+
+    def _part(self, chosen: list[Deployment]) -> Manifest:
         used = {deployment.work_pool.name for deployment in chosen}
         pools = self.definitions.work_pools
         definitions = self.definitions.model_copy(
@@ -136,15 +157,14 @@ class Manifest(BaseModel):
         )
         return self.model_copy(update={"definitions": definitions, "deployments": chosen})
 
-    def load_flow(self, flow_name: str, deployment_name: str) -> Flow[..., Any]:
-        """Import the flow of a deployment.
+    @property
+    def names(self) -> list[str]:
+        """Of the deployments, each once."""
+        return list(dict.fromkeys(deployment.name for deployment in self.deployments))
 
-        Raises:
-            ValueError: There is no such deployment.
-        """
-        for deployment in self.deployments:
-            if deployment.name == deployment_name:
-                flow = deployment.load_flow()
-                if flow.name == flow_name:
-                    return flow
-        raise ValueError(f"prefect.yaml has no deployment {flow_name}/{deployment_name}")
+
+def first_problem(error: ValidationError) -> str:
+    """Return what is wrong first, in one line, with its place."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return ": ".join(filter(None, [place, first["msg"]]))

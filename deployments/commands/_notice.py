@@ -16,7 +16,7 @@ from prefect.events import ChangeFlowRunState, Resource, ResourceSpecification
 from prefect.flows import Flow
 
 from deployments import maintenance
-from deployments.commands._manifest import Definitions, Deployment, Trigger
+from deployments.commands._manifest import Definitions, Deployment, Manifest, Trigger
 from deployments.runtime import is_parent
 
 ID, NAME, ROLE = (f"prefect.resource.{label}" for label in ("id", "name", "role"))
@@ -67,6 +67,16 @@ def check_noticed(definitions: Definitions, flows: Flows, name: str) -> Iterator
             f"tags: lacks {', '.join(sorted(lacking))}, by which the automations and triggers of "
             "prefect.yaml find its runs: add it"
         )
+
+
+def check_automations(manifest: Manifest) -> Iterator[str]:
+    """Yield the automations that another project on the server could replace by its own."""
+    for automation in manifest.definitions.automations:
+        if manifest.name and not automation.name.startswith(f"{manifest.name}: "):
+            yield (
+                f"definitions.automations: {automation.name!r} must begin with the name of the "
+                f"project, '{manifest.name}: ', or another project's could replace it"
+            )
 
 
 def check_pools(definitions: Definitions, flows: Flows) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -17,14 +18,14 @@ from prefect.utilities.importtools import import_object
 from prefect.utilities.templating import apply_values
 from rich.console import Console
 
+from deployments.commands._containers import find_network, find_results_volume
 from deployments.commands._manifest import ROOT, Manifest
+from deployments.commands._services import COMPOSE_FILE, WORKER, read_workers
 
-COMPOSE_FILE = ROOT / "docker" / "compose.yaml"
 PORT_VARIABLE = "SERVER_PORT"
 SOCKET = Path("/var/run/docker.sock")
-PROJECT = "parent-flows"
-# Of the containers that a Docker worker starts (DockerWorkerJobConfiguration).
-RUNS = ["--filter", "network=parent-flows", "--filter", "label=io.prefect.flow-run-id"]
+PROJECT_VARIABLE = "COMPOSE_PROJECT_NAME"
+LABEL = "io.prefect.flow-run-id"  # of what a Docker worker starts (DockerWorkerJobConfiguration)
 
 
 def up(console: Console) -> None:
@@ -37,16 +38,21 @@ def up(console: Console) -> None:
         RuntimeError: The port is taken; or a command failed, and has said why.
         ValueError: prefect.yaml, or the port, can't be read.
     """
+    manifest = Manifest.load()
+    processes, containers = manifest.of_type("process"), manifest.of_type("docker")
+    names = read_names(manifest)
     port = read_port()
-    require_port(port)
+    require_port(port, names[PROJECT_VARIABLE])
     api_url = f"http://127.0.0.1:{port}/api"
     with console.status("Building the image ..."):
-        image = build_image()
-    _compose("up", "--detach", "--remove-orphans", image=image)
+        names["IMAGE"] = build_image(containers)
+    _compose(names, "up", "--detach", "--remove-orphans")
     deploy = ["python", "-m", "deployments", "deploy"]
-    # Processes of `local` run where that worker is, and need its paths.
-    _compose("run", "--rm", "-T", "worker-local", *deploy, "local", image=image)
-    _run([sys.executable, *deploy[1:], "docker"], os.environ | {"PREFECT_API_URL": api_url})
+    # Processes run where their worker is, and need its paths.
+    worker = WORKER + processes.deployments[0].work_pool.name
+    _compose(names, "run", "--rm", "-T", worker, *deploy, *processes.names)
+    env = os.environ | {"PREFECT_API_URL": api_url}
+    _run([sys.executable, *deploy[1:], *containers.names], env)
     console.print(f"The Prefect UI is at {api_url.removesuffix('/api')}; `make down` stops it.")
 
 
@@ -58,11 +64,33 @@ def down(volumes: bool) -> None:
 
     Raises:
         RuntimeError: A command failed; it has said why.
+        ValueError: prefect.yaml can't be read.
     """
-    _compose("stop", "worker-docker", "worker-local")
-    if runs := _run(["docker", "ps", "--quiet", *RUNS], os.environ, capture=True).split():
+    names = read_names(Manifest.load())
+    _compose(names, "stop", *read_workers())
+    filters = ["--filter", f"network={names['NETWORK']}", "--filter", f"label={LABEL}"]
+    if runs := _run(["docker", "ps", "--quiet", *filters], os.environ, capture=True).split():
         _run(["docker", "stop", *runs], os.environ)
-    _compose("down", "--remove-orphans", *(["--volumes"] if volumes else []))
+    _compose(names, "down", "--remove-orphans", *(["--volumes"] if volumes else []))
+
+
+def read_names(manifest: Manifest) -> dict[str, str]:
+    """Return the variables that give the stack the names of prefect.yaml.
+
+    Raises:
+        ValueError: There is none for something, or it can't be one.
+    """
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]*", manifest.name):
+        raise ValueError(
+            f"prefect.yaml: name: for Docker it must be of a-z, 0-9, - and _, not {manifest.name!r}"
+        )
+    volume = find_results_volume(manifest.of_type("docker").deployments[0])
+    return {
+        PROJECT_VARIABLE: manifest.name,
+        "NETWORK": find_network(manifest),
+        "RESULTS": volume or f"{manifest.name}-results",
+        "IMAGE": "none",
+    }
 
 
 def read_port() -> int:
@@ -77,8 +105,8 @@ def read_port() -> int:
     return int(text)
 
 
-def require_port(port: int) -> None:
-    """Refuse a port that something other than this stack listens at.
+def require_port(port: int, project: str) -> None:
+    """Refuse a port that something other than the stack of a project listens at.
 
     Raises:
         RuntimeError: It is taken.
@@ -87,7 +115,7 @@ def require_port(port: int) -> None:
         probe.settimeout(1)
         if probe.connect_ex(("127.0.0.1", port)) != 0:
             return
-    ours = ["--filter", f"label=com.docker.compose.project={PROJECT}"]
+    ours = ["--filter", f"label=com.docker.compose.project={project}"]
     command = ["docker", "ps", "--quiet", *ours, "--filter", f"publish={port}"]
     if not _run(command, os.environ, capture=True):
         raise RuntimeError(
@@ -96,15 +124,15 @@ def require_port(port: int) -> None:
         )
 
 
-def build_image() -> str:
-    """Run the build steps of the deployments named `docker`, and return the image's name and tag.
+def build_image(containers: Manifest) -> str:
+    """Run the build steps of the deployments in containers, and return the image's name and tag.
 
     Raises:
         RuntimeError: The build failed.
     """
     outputs: dict[str, Any] = {}
     # Not Prefect's `run_steps`: that needs a server, which is to run in this very image.
-    for step in Manifest.load().named("docker").deployments[0].build:
+    for step in containers.deployments[0].build:
         ((path, options),) = apply_values(step, outputs).items()
         name, _ = options.pop("id"), options.pop("requires", None)
         try:
@@ -116,7 +144,7 @@ def build_image() -> str:
     return image
 
 
-def _compose(*arguments: str, image: str = "none") -> None:
+def _compose(names: dict[str, str], *arguments: str) -> None:
     """Run Docker Compose, version 2 or 1."""
     command = ["docker", "compose"]
     try:
@@ -124,8 +152,8 @@ def _compose(*arguments: str, image: str = "none") -> None:
     except (FileNotFoundError, subprocess.CalledProcessError):
         command = ["docker-compose"]
     group = str(SOCKET.stat().st_gid) if SOCKET.exists() else "0"
-    env = {"DOCKER_GID": group} | os.environ | {"IMAGE": image}
-    _run([*command, "-p", PROJECT, "-f", str(COMPOSE_FILE), *arguments], env)
+    env = {"DOCKER_GID": group} | os.environ | names
+    _run([*command, "-f", str(COMPOSE_FILE), *arguments], env)
 
 
 def _run(command: list[str], env: Mapping[str, str], *, capture: bool = False) -> str:

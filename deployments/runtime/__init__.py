@@ -17,7 +17,7 @@ from deployments.runtime._errors import (
 )
 from deployments.runtime._info import RunInfo
 from deployments.runtime._orphans import ALIVE, UNFINISHED, cancel_children, read_children
-from deployments.runtime._parameters import find_refused, type_hints, validate_some
+from deployments.runtime._parameters import find_refused, to_json, type_hints, validate_some
 from deployments.runtime._parent import is_parent, parent_flow
 from deployments.runtime._patience import read_all
 from deployments.runtime._results import read_value
@@ -50,6 +50,7 @@ __all__ = [
     "read_children",
     "read_value",
     "stand_ins",
+    "to_json",
     "type_hints",
     "validate_some",
 ]

@@ -14,9 +14,10 @@ from prefect.serializers import PickleSerializer
 
 from deployments.commands._calls import find_child_calls
 from deployments.commands._check import check_manifest
-from deployments.commands._manifest import ROOT, Manifest
+from deployments.commands._manifest import Manifest
 from deployments.commands._returns import check_return
-from flows.flight_delays import flight_delays
+from tests.engine.conftest import MANIFEST
+from tests.engine.flows import measure_all
 
 HEADER = """\
 from __future__ import annotations
@@ -29,11 +30,11 @@ from pydantic import BaseModel, Base64Bytes, ConfigDict, SecretStr, field_serial
 @flow
 def step(number: int) -> int: ...
 """
-SHIPPED = (ROOT / "prefect.yaml").read_text()
+DECLARED = MANIFEST.read_text()
 
 
 def findings(tmp_path: Path, *edits: tuple[str, str]) -> list[str]:
-    text = SHIPPED
+    text = DECLARED
     for old, new in edits:
         assert old in text, old
         text = text.replace(old, new)
@@ -58,19 +59,15 @@ def findings_of(tmp_path: Path, source: str, *names: str, **more: str) -> list[s
     return found
 
 
-def test_the_shipped_manifest_and_the_code_agree() -> None:
-    assert list(check_manifest()) == []
+def test_a_manifest_and_code_that_agree() -> None:
+    assert list(check_manifest(MANIFEST)) == []
 
 
 def test_every_child_that_the_parent_calls_is_found() -> None:
-    assert [call.deployment for call in find_child_calls(flight_delays, "moon")] == [
-        "airport-delays/moon",
-        "delay-report/moon",
+    assert [call.deployment for call in find_child_calls(measure_all, "moon")] == [
+        "measure/moon",
+        "add-up/moon",
     ]
-
-
-def test_no_directory_of_anybody_is_in_the_manifest() -> None:
-    assert str(ROOT) not in SHIPPED
 
 
 @pytest.mark.parametrize(
@@ -79,58 +76,60 @@ def test_no_directory_of_anybody_is_in_the_manifest() -> None:
         ("deployments:\n", "deployments: 7\nx:\n", "deployments: Input should be a valid list"),
         ("definitions:", "definitions: [", "while parsing"),
         ("{{ checkout.stdout }}", "{{ $NOWHERE }}", "$NOWHERE is not set"),
-        (":delay_report", ":report_delay", "flows/delay_report.py:report_delay can't be imported"),
-        ("airport_delays.py:airport_delays", "no.py:no", "flows/no.py:no can't be imported"),
+        (":add_up", ":up_add", "tests/engine/flows.py:up_add can't be imported"),
+        ("flows.py:add_up", "no.py:no", "tests/engine/no.py:no can't be imported"),
+        (":add_up", ":measure", "measure/local is declared twice"),
         (
-            "delay_report.py:delay_report",
-            "airport_delays.py:airport_delays",
-            "airport-delays/local is declared twice",
+            ":add_up",
+            ":measure",
+            "tests/engine/flows.py:60: calls add-up/local, which is not declared",
         ),
-        (
-            "delay_report.py:delay_report",
-            "airport_delays.py:airport_delays",
-            "flows/flight_delays.py:29: calls delay-report/local, which is not declared",
-        ),
-        ("work_queue_name: children", "work_queue_name: kids", "its work queue kids is not in"),
-        ("&local_children\n      name: local", "&local_children\n      name: moon", "moon"),
+        ("work_queue_name: *children", "work_queue_name: kids", "its work queue kids is not in"),
+        ("&local_children\n      name: *local_pool", "&local_children\n      name: moon", "moon"),
         ("PREFECT_LOCAL_STORAGE_PATH: /results", "A: B", "results would end with its container"),
-        ("parent-flows-results:/results", "mine:/mine", "results would end with its container"),
-        ("work_queue_name: parents", "work_queue_name: children", "that is a deadlock"),
-        ("tags: [parent-flows, parent]", "tags: [mine]", "tags: lacks parent, parent-flows"),
+        ("engine-tests-results:/results", "mine:/mine", "results would end with its container"),
+        ("work_queue_name: *parents", "work_queue_name: *children", "that is a deadlock"),
+        ("tags: [*project, parent]", "tags: [mine]", "tags: lacks engine-tests, parent"),
         (
             "    work_pool: *local_parents\n  - {",
-            "    work_pool: *local_parents\n    parameters: {month: 13}\n  - {",
-            "parameters.month: Input should be less than or equal to 12",
+            "    work_pool: *local_parents\n    parameters: {times: 13}\n  - {",
+            "parameters.times: Input should be less than or equal to 12",
         ),
         (
             "    work_pool: *local_parents\n  - {",
-            "    work_pool: *local_parents\n    parameters: {moth: 1}\n  - {",
-            "parameters.moth: Extra inputs are not permitted",
+            "    work_pool: *local_parents\n    parameters: {tines: 1}\n  - {",
+            "parameters.tines: Extra inputs are not permitted",
         ),
         ("volumes: [", "volumes: [results, ", "volumes: 'results' must be `volume:/directory`"),
         ("volumes: [", "volumes: [a:b, ", "volumes: 'a:b' must be `volume:/directory`"),
         ('volumes: ["', 'volumes: "a:/b"  # ["', "volumes: it must be a list"),
         ("        env:\n", "        env: 7\n        other:\n", "env: it must be a mapping"),
         (
-            "prefect.tag.parent-flows",
+            "prefect.tag.engine-tests",
             "prefect.tag.mine",
-            "airport-delays/docker: tags: lacks mine, by which",
+            "measure/docker: tags: lacks mine, by which",
         ),
         (
             "prefect.resource.id: prefect.tag.parent\n",
             "prefect.resource.id: prefect.tag.chief\n",
-            "flight-delays/local: tags: lacks chief, by which",
+            "measure-all/local: tags: lacks chief, by which",
         ),
         (
-            "prefect.resource.name: docker}",
+            "prefect.resource.name: *docker_pool}",
             "prefect.resource.name: moon}",
             "cancel-orphans/local, cancel-orphans/docker: look for runs of work pool moon, which",
         ),
         (
-            "prefect.resource.name: docker}",
-            "prefect.resource.name: local}",
-            "flight-delays/docker: no trigger of cancel-orphans/local, cancel-orphans/docker is "
+            "prefect.resource.name: *docker_pool}",
+            "prefect.resource.name: *local_pool}",
+            "measure-all/docker: no trigger of cancel-orphans/local, cancel-orphans/docker is "
             "for prefect.flow-run.Crashed of its runs in work pool docker",
+        ),
+        (
+            '"engine-tests: mark silent',
+            '"mark silent',
+            "definitions.automations: 'mark silent runs as crashed' must begin with the name of "
+            "the project, 'engine-tests: ', or another project's could replace it",
         ),
     ],
 )
@@ -142,25 +141,104 @@ def test_each_finding_is_one_line_with_its_place(
     assert all(re.match(r"\S*(prefect\.yaml|\.py:\d+): .+$", line) for line in found), found
 
 
+NAMES = [
+    [("engine-tests", "acme-pipelines")],
+    [("&local_pool local:", "&local_pool processes:")],
+    [("local", "processes"), ("docker", "containers"), ("type: containers", "type: docker")],
+    [("&parents parents:", "&parents chiefs:"), ("&children children:", "&children crew:")],
+]
+
+
+@pytest.mark.parametrize("edits", NAMES)
+def test_names_are_the_users(tmp_path: Path, edits: list[tuple[str, str]]) -> None:
+    assert findings(tmp_path, *edits) == []
+
+
+def test_a_project_that_is_renamed_in_one_place_tells_the_others(tmp_path: Path) -> None:
+    found = findings(tmp_path, ("name: &project engine-tests", "name: &project acme"))
+    assert len(found) == 2 + 6, found
+    assert sum("must begin with the name of the project, 'acme: '" in each for each in found) == 2
+    assert sum("tags: lacks engine-tests, by which" in each for each in found) == 6
+
+
 def test_renamed_pools_are_missed_by_the_triggers(tmp_path: Path) -> None:
     """The triggers still name the old one."""
     found = findings(
         tmp_path,
-        ("      name: local\n", "      name: near\n"),
-        ("    local:\n      type", "    near:\n      type"),
+        ("&local_pool local:", "&local_pool near:"),
+        ("prefect.resource.name: *local_pool}", "prefect.resource.name: local}"),
     )
     assert any("look for runs of work pool local, which is not in" in each for each in found), found
-    assert any("flight-delays/near: no trigger" in each for each in found), found
+    assert any("measure-all/local: no trigger" in each for each in found), found
+
+
+COMMAND = "prefect worker start --pool docker --type docker"
+COMPOSE = """\
+services:
+  server: {command: [start]}
+  worker-local: {command: [prefect, worker, start, --pool, local, --type, process]}
+  worker-docker: {command: [prefect, worker, start, --pool, docker, --type, docker]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("start", "start", []),
+        (
+            "worker-local",
+            "local-worker",
+            [
+                "no service worker-local, for the work pool local of prefect.yaml: add it, as the "
+                "other workers are"
+            ],
+        ),
+        (
+            "  server:",
+            "  worker-moon: {command: [prefect, worker, start, --pool, moon]}\n  server:",
+            [
+                "worker-moon: prefect.yaml has no work pool moon: rename the service, or remove it",
+            ],
+        ),
+        (
+            "--pool, docker",
+            "--pool, local",
+            ["worker-docker: its command must have `--pool docker`"],
+        ),
+        (
+            "--type, docker",
+            "--type, process",
+            ["worker-docker: its command must have `--type docker`"],
+        ),
+        (", --type, process", "", ["worker-local: its command must have `--type process`"]),
+        ("services:", "others:", ["it can't be read: KeyError('services')"]),
+        ("[prefect, worker, start, --pool, docker, --type, docker]", COMMAND, []),
+    ],
+)
+def test_the_workers_of_compose_are_compared_with_the_work_pools(
+    tmp_path: Path, old: str, new: str, expected: list[str]
+) -> None:
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "compose.yaml").write_text(COMPOSE.replace(old, new))
+    assert findings(tmp_path) == [f"docker/compose.yaml: {each}" for each in expected]
+
+
+def test_a_work_pool_of_another_kind_needs_no_service(tmp_path: Path) -> None:
+    """Its workers are elsewhere, or it needs none."""
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "compose.yaml").write_text(COMPOSE)
+    pool = "work_pools:\n    far: {type: kubernetes, queues: {}}\n"
+    assert findings(tmp_path, ("work_pools:\n", pool)) == []
 
 
 def test_tags_may_have_other_names(tmp_path: Path) -> None:
     """Only that they agree matters, and that each pool has its own trigger."""
     edits = [
-        ("parent-flows, parent]", "x, y]"),
-        ("[parent-flows]\n    work_pool", "[x]\n    work_pool"),
+        ("[*project, parent]", "[x, y]"),
+        ("[*project]\n    work_pool", "[x]\n    work_pool"),
     ]
     edits += [
-        ("prefect.tag.parent-flows", "prefect.tag.x"),
+        ("prefect.tag.engine-tests", "prefect.tag.x"),
         ("prefect.tag.parent\n", "prefect.tag.y\n"),
     ]
     assert findings(tmp_path, *edits) == []
@@ -168,9 +246,9 @@ def test_tags_may_have_other_names(tmp_path: Path) -> None:
 
 def test_automations_of_other_purposes_want_nothing(tmp_path: Path) -> None:
     """A notification about some runs, a deployment that other people's runs start."""
-    edits = [("state: CRASHED", "state: PAUSED"), ("prefect.tag.parent-flows", "prefect.tag.vip")]
+    edits = [("state: CRASHED", "state: PAUSED"), ("prefect.tag.engine-tests", "prefect.tag.vip")]
     other = "triggers: [{expect: [a], match_related: {prefect.resource.id: prefect.tag.b}}]\n    "
-    edits += [("tags: [parent-flows, parent]\n    ", f"tags: [parent-flows, parent]\n    {other}")]
+    edits += [("tags: [*project, parent]\n    ", f"tags: [*project, parent]\n    {other}")]
     assert findings(tmp_path, *edits) == []
 
 
@@ -178,18 +256,19 @@ def test_results_in_a_block_need_no_volume(tmp_path: Path) -> None:
     block = "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results"
     edits = [
         ("PREFECT_LOCAL_STORAGE_PATH: /results", block),
-        ("parent-flows-results:/results", "a:/b"),
+        ("engine-tests-results:/results", "a:/b"),
     ]
     assert findings(tmp_path, *edits) == []
 
 
 def test_an_unknown_name_is_refused_with_those_that_are_there() -> None:
     with pytest.raises(ValueError, match="no deployment named moon, only docker, local"):
-        Manifest.load().named("local", "moon")
+        Manifest.load(MANIFEST).named("local", "moon")
 
 
 def test_what_is_deployed_without_docker_needs_no_docker() -> None:
-    local = Manifest.load().named("local")
+    local = Manifest.load(MANIFEST).of_type("process")
+    assert local.names == ["local"]
     assert {pool.type for pool in local.definitions.work_pools.values()} == {"process"}
     assert not any(deployment.build for deployment in local.deployments)
 
@@ -197,7 +276,7 @@ def test_what_is_deployed_without_docker_needs_no_docker() -> None:
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
-        ("child(step)('EWR', moth=1)", "step/local: got an unexpected keyword argument 'moth'"),
+        ("child(step)('a', moth=1)", "step/local: got an unexpected keyword argument 'moth'"),
         ("child(step).submit()", "step/local: missing a required argument: 'number'"),
         ("child(step, deployment='local')()", "step/local: missing a required"),
         ("child(step, **options)()", "step: missing a required"),
@@ -305,7 +384,7 @@ async def mine():
 
 @pytest.mark.parametrize("name", ["Completed", "Failed", "Suspended", "AwaitingRetry"])
 def test_a_run_that_may_be_silent_is_not_marked_as_crashed(name: str) -> None:
-    silent, _ = Manifest.load().definitions.automations
+    silent, _ = Manifest.load(MANIFEST).definitions.automations
     assert isinstance(silent.trigger, EventTrigger)
     assert f"prefect.flow-run.{name}" in silent.trigger.expect
 
@@ -320,7 +399,7 @@ def test_a_child_beside_its_parent_does_not_call_itself(tmp_path: Path) -> None:
         "async def parent() -> None:\n"
         "    await child(mine)()\n"
     )
-    text = ("flows/delay_report.py:delay_report", f"{tmp_path}/mine.py:mine")
+    text = ("tests/engine/flows.py:add_up", f"{tmp_path}/mine.py:mine")
     assert not any("deadlock" in finding for finding in findings(tmp_path, text))
 
 
@@ -448,14 +527,15 @@ def test_a_child_that_does_not_persist_its_result_is_found(tmp_path: Path) -> No
     (tmp_path / "mine.py").write_text(
         "from prefect import flow\n@flow(persist_result=False)\ndef mine() -> None: ...\n"
     )
-    found = findings(tmp_path, ("flows/delay_report.py:delay_report", f"{tmp_path}/mine.py:mine"))
+    found = findings(tmp_path, ("tests/engine/flows.py:add_up", f"{tmp_path}/mine.py:mine"))
     assert any("mine/local: a parent can't read its result" in finding for finding in found), found
 
 
-def test_the_command_says_so_and_ends_with_0() -> None:
+def test_the_command_says_so_and_ends_with_0(checkout: Path, clean_env: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "deployments", "check"],
-        cwd=ROOT,
+        cwd=checkout,
+        env=clean_env,
         capture_output=True,
         text=True,
         check=False,
@@ -466,7 +546,7 @@ def test_the_command_says_so_and_ends_with_0() -> None:
 
 def test_deploy_refuses_what_check_refuses(checkout: Path, clean_env: dict[str, str]) -> None:
     manifest = checkout / "prefect.yaml"
-    manifest.write_text(SHIPPED.replace("[parent-flows, parent]", "[]"))
+    manifest.write_text(DECLARED.replace("[*project, parent]", "[]"))
     env = clean_env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}  # nobody is there
     said = {}
     for command in ("check", "deploy"):
@@ -481,7 +561,7 @@ def test_deploy_refuses_what_check_refuses(checkout: Path, clean_env: dict[str, 
         assert done.returncode == 1
         said[command] = done.stderr.splitlines()
     lacks = (
-        "prefect.yaml: flight-delays/{}: tags: lacks parent, parent-flows, by which the "
+        "prefect.yaml: measure-all/{}: tags: lacks engine-tests, parent, by which the "
         "automations and triggers of prefect.yaml find its runs: add it"
     )
     assert said["check"] == [lacks.format("local"), lacks.format("docker")]

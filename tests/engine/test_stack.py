@@ -1,5 +1,6 @@
 """What `make up` refuses without any Docker Engine; the stack itself is in tests/engine/docker."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments.commands._manifest import ROOT
-from deployments.commands._stack import read_port, require_port
+from deployments.commands._manifest import ROOT, Manifest
+from deployments.commands._stack import read_names, read_port, require_port
+from tests.engine.conftest import MANIFEST
 
 
 @pytest.fixture
@@ -17,7 +19,11 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Docker client that knows no container and notes what it is asked; the file of the notes."""
     notes = tmp_path / "notes"
     client = tmp_path / "docker"
-    client.write_text(f'#!/bin/sh\necho "$*" >> "{notes}"\ncat "{tmp_path}/answer"\n')
+    names = "$COMPOSE_PROJECT_NAME $NETWORK $RESULTS"
+    client.write_text(
+        f'#!/bin/sh\necho "$*" >> "{notes}"\necho "{names}" >> "{notes}.names"\n'
+        f'cat "{tmp_path}/answer"\n'
+    )
     client.chmod(0o755)
     (tmp_path / "answer").touch()
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -49,7 +55,8 @@ def test_a_taken_port_is_told_before_anything_is_built(
 
 def test_the_port_of_this_stack_is_no_obstacle(docker: Path, taken: int) -> None:
     (docker.parent / "answer").write_text("75a57a379ee4\n")
-    require_port(taken)
+    require_port(taken, "engine-tests")
+    assert "label=com.docker.compose.project=engine-tests" in docker.read_text()
     assert f"publish={taken}" in docker.read_text()
 
 
@@ -66,3 +73,73 @@ def test_a_port_that_is_not_given(port: str | None, monkeypatch: pytest.MonkeyPa
     if port is not None:
         monkeypatch.setenv("SERVER_PORT", port)
     assert read_port() == 4200
+
+
+def edited(tmp_path: Path, old: str, new: str) -> Manifest:
+    text = MANIFEST.read_text()
+    assert old in text
+    (tmp_path / "prefect.yaml").write_text(text.replace(old, new))
+    return Manifest.load(tmp_path / "prefect.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "engine-tests",
+            "acme",
+            {"COMPOSE_PROJECT_NAME": "acme", "NETWORK": "acme", "RESULTS": "acme-results"},
+        ),
+        ("networks: [*project]", "networks: [dmz, other]", {"NETWORK": "dmz"}),
+        ('["engine-tests-results:', '["a:/b", "mine:', {"RESULTS": "mine"}),
+        # Results in a block, or in a directory of the machine: the stack has a volume of its own.
+        ("PREFECT_LOCAL_STORAGE_PATH: /results", "A: B", {"RESULTS": "engine-tests-results"}),
+        ('["engine-tests-results:', '["/srv:', {"RESULTS": "engine-tests-results"}),
+    ],
+)
+def test_the_names_of_the_stack_are_those_of_the_manifest(
+    tmp_path: Path, old: str, new: str, expected: dict[str, str]
+) -> None:
+    assert expected.items() <= read_names(edited(tmp_path, old, new)).items()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("networks: [*project]", "networks: []", "must have one in common"),
+        ("&project engine-tests", "&project Acme 1", "must be of a-z, .* not 'Acme 1'"),
+        ("type: docker", "type: kubernetes", "no deployment in a work pool of type docker"),
+    ],
+)
+def test_a_name_that_the_stack_lacks(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^prefect.yaml.*{expected}"):
+        read_names(edited(tmp_path, old, new))
+
+
+def test_down_asks_for_what_has_the_names_of_the_manifest(
+    docker: Path, checkout: Path, clean_env: dict[str, str]
+) -> None:
+    for name in ("prefect.yaml", "docker/compose.yaml"):
+        text = (checkout / name).read_text().replace("engine-tests", "acme")
+        (checkout / name).write_text(text.replace("local", "processes"))
+    (docker.parent / "answer").write_text("75a57a379ee4\n")
+    env = clean_env | {"PATH": os.environ["PATH"]}
+    for command in ("check", "down"):
+        done = subprocess.run(
+            [sys.executable, "-m", "deployments", command],
+            cwd=checkout,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    compose = "compose -f docker/compose.yaml"
+    assert [each for each in docker.read_text().splitlines() if "version" not in each] == [
+        f"{compose} stop worker-docker worker-processes",
+        "ps --quiet --filter network=acme --filter label=io.prefect.flow-run-id",
+        "stop 75a57a379ee4",
+        f"{compose} down --remove-orphans",
+    ]
+    noted = Path(f"{docker}.names").read_text().splitlines()
+    assert noted.count("acme acme acme-results") == 2

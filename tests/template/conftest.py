@@ -7,34 +7,34 @@ from pathlib import Path
 import pytest
 
 from deployments.commands._manifest import ROOT
+from tests.engine.conftest import clean_env, copy_repository, inner_env
+
+__all__ = ["clean_env"]
 
 ME = ["-c", "user.name=Me", "-c", "user.email=me@localhost"]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git has, with this environment in its `.venv`."""
+    return copy_repository(tmp_path_factory.mktemp("a clone") / "parent flows")
 
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of all that is here, and of an older engine in the commit before."""
-    path = tmp_path_factory.mktemp("template") / "a template"
-    copy_tree(path)
-    git(path, "init", "--quiet")
-    changelog = path / "deployments" / "CHANGELOG.md"
+    older, path = (copy_repository(tmp_path_factory.mktemp(name) / "it") for name in "ab")
+    changelog = older / "deployments" / "CHANGELOG.md"
     changelog.write_text(re.sub(r"(?ms)^## .*", "## 0.1.0\n\nThe first.\n", changelog.read_text()))
-    (path / "deployments" / "commands" / "_gone.py").write_text('"""Gone since."""\n')
-    (path / "tests" / "engine" / "test_auth.py").unlink()
-    pyproject = path / "pyproject.toml"
+    (older / "deployments" / "commands" / "_gone.py").write_text('"""Gone since."""\n')
+    (older / "tests" / "engine" / "test_auth.py").unlink()
+    pyproject = older / "pyproject.toml"
     pyproject.write_text(pyproject.read_text().replace('    "prefect-docker",\n', ""))
-    commit(path, "An older engine")
-    (path / "deployments" / "commands" / "_gone.py").unlink()
-    copy_tree(path)
+    git(older, "init", "--quiet")
+    commit(older, "An older engine")
+    shutil.move(older / ".git", path)
     commit(path, "The newer one")
     return path
-
-
-def copy_tree(path: Path) -> None:
-    for name in git(ROOT, "ls-files", "-z", "-c", "-o", "--exclude-standard").split("\0")[:-1]:
-        if (ROOT / name).exists():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, path / name)
 
 
 def git(repository: Path, *arguments: str) -> str:
@@ -45,7 +45,7 @@ def git(repository: Path, *arguments: str) -> str:
 
 
 def commit(repository: Path, message: str) -> None:
-    git(repository, "add", "--all")
+    git(repository, "add", "--all", "--", ".", ":!.venv")
     git(repository, "commit", "--quiet", "--message", message)
 
 
@@ -60,12 +60,10 @@ def clone(repository: Path, path: Path) -> Path:
 
 def run(project: Path, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a project, without what this make and this Prefect have set."""
-    outer = ("PREFECT_", "MAKE", "MFLAGS", "ARGS")
-    own = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
     return subprocess.run(
         command,
         cwd=project,
-        env=own | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", **env},
+        env=inner_env() | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,0 +1,256 @@
+"""The demo, in a copy of the repository at a path with a space."""
+
+import contextlib
+import dataclasses
+import datetime
+import io
+import json
+import re
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from deployments.commands._print import print_json, print_tables
+from tests.engine.flows import Size, Sizes
+from tests.engine.waiting import processes_of, wait_until
+
+DEMO = [".venv/bin/python", "-m", "deployments", "demo"]
+SECONDS = 180
+
+
+def demo(checkout: Path, env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*DEMO, *arguments],
+        cwd=checkout,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def test_the_first_parent_runs_and_its_result_is_shown(
+    checkout: Path, clean_env: dict[str, str]
+) -> None:
+    done = demo(checkout, clean_env)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"total\W+6\b", done.stdout), done.stdout
+    assert re.search(r"ccc\W+3\W+c\W+bb\W+2\W+b\W", done.stdout), done.stdout
+    assert "measure-all/local runs: http://127.0.0.1:" in done.stderr
+    assert re.search("└ ccc x1 +Completed", done.stderr), done.stderr
+    assert "`make demo ARGS=--keep` leaves the Prefect UI up" in done.stderr
+
+
+def test_another_flow_with_parameters_and_json(checkout: Path, clean_env: dict[str, str]) -> None:
+    parameters = ["-p", 'word="null"', "--param", "times=2", "-p", "hold=null"]
+    done = demo(checkout, clean_env, "measure/local", *parameters, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"word": "null", "length": 8, "initial": "n"}
+    assert "measure/local runs" in done.stderr
+    assert not (Path(clean_env["HOME"]) / ".prefect" / "prefect.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-p", "times=13"], "times: Input should be less than or equal to 12, not 13"),
+        (["-p", "tines=1"], "measure-all has no parameter tines, only words, times, hold"),
+        (["-p", "times"], "the parameter 'times' must be key=value"),
+        (
+            ["measure", "-p", "word=a"],
+            "measure needs the parameter times: give it by -p times=...",
+        ),
+        (
+            ["moon"],
+            "prefect.yaml has no deployment moon in a work pool of type process, only "
+            "measure-all/local, measure/local, add-up/local, cancel-orphans/local",
+        ),
+        (
+            ["measure-all/docker"],
+            "prefect.yaml has no deployment measure-all/docker in a work pool of type process, "
+            "only measure-all/local, measure/local, add-up/local, cancel-orphans/local",
+        ),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_started(
+    checkout: Path, clean_env: dict[str, str], arguments: list[str], expected: str
+) -> None:
+    done = demo(checkout, clean_env, *arguments)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {expected}\n"
+
+
+MINE = """
+from prefect import flow
+from deployments import parent_flow
+print("imported")
+@parent_flow
+async def nothing() -> None: ...
+@parent_flow
+async def numbers() -> list[int]: return [1, 2]
+@parent_flow(persist_result=False)
+async def gone() -> int: return 1
+@parent_flow
+async def wrong() -> list[int]: return ["x"]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "result", "error"),
+    [
+        ("nothing", "null", None),
+        ("numbers", "[1, 2]", None),
+        ("gone", None, "gone/local completed, but its result was not persisted: set persist_res"),
+        (
+            "wrong",
+            None,
+            "wrong/local completed, but its result is not what it should be: 0: Input should be a "
+            "valid integer, unable to parse string as an integer",
+        ),
+    ],
+)
+def test_a_result_of_any_type(
+    checkout: Path, clean_env: dict[str, str], name: str, result: str | None, error: str | None
+) -> None:
+    (checkout / "mine.py").write_text(MINE)
+    mine = f"\n  - {{<<: *local, entrypoint: mine.py:{name}, work_pool: *local_parents}}\n"
+    with (checkout / "prefect.yaml").open("a") as file:
+        file.write(mine)
+    done = demo(checkout, clean_env, name, "--json")
+    assert done.returncode == (result is None), done.stderr
+    if result is not None:
+        assert json.loads(done.stdout) == json.loads(result)
+    else:
+        assert done.stdout == ""
+        (line,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
+        assert line.startswith(f"error: {error}")
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_demo_that_fails_says_why_and_ends_with_1(
+    checkout: Path, clean_env: dict[str, str]
+) -> None:
+    done = demo(checkout, clean_env, "-p", 'words=["bad"]')
+    assert done.returncode == 1
+    assert re.search("^error: measure-all/local ended as Failed", done.stderr, re.MULTILINE)
+    assert "measure/local 'bad x1' failed" in done.stderr
+    assert "The worker's log ends with:" in done.stderr
+    assert "bad can't be measured by process" in done.stderr
+    assert "`make demo ARGS=--keep` leaves it up" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_failed_demo_that_is_kept_stays_up_until_it_is_interrupted(
+    checkout: Path, clean_env: dict[str, str], tmp_path: Path
+) -> None:
+    options = ["--keep", "-p", 'words=["bad"]']
+    with running_demo(checkout, clean_env, tmp_path, *options) as (process, log):
+        wait_until(
+            lambda: "until Ctrl-C" in log.read_text() or process.poll() is not None, "it ends"
+        )
+        assert process.poll() is None, log.read_text()
+        text = log.read_text()
+        assert text.index("\nerror: measure-all/local ended as Failed") < text.index("Prefect UI")
+        (url,) = re.findall("Prefect UI is at (.*) until Ctrl-C", text)
+        with urllib.request.urlopen(f"{url}/api/health") as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 1
+        assert log.read_text() == text, "it is told once"
+
+
+@contextlib.contextmanager
+def running_demo(
+    checkout: Path, env: dict[str, str], directory: Path, *options: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A demo whose temporary files are in a directory, and its log."""
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*DEMO, *options],
+            cwd=checkout,
+            env=env | {"TMPDIR": str(directory)},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield process, directory / "log"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_an_interrupted_demo_leaves_nothing_running(
+    checkout: Path, clean_env: dict[str, str], tmp_path: Path, how: signal.Signals
+) -> None:
+    with running_demo(checkout, clean_env, tmp_path, "--keep") as (process, log):
+        wait_until(lambda: "└" in log.read_text() or process.poll() is not None, "it runs")
+        process.send_signal(how)
+        process.wait(60)
+    wait_until(lambda: processes_of(str(tmp_path)) == [], "all that it started has ended")
+    assert list(tmp_path.glob("prefect-demo-*")) == []
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+    at: datetime.date | None
+    label: str = "[red]x"
+
+
+class Empty(BaseModel):
+    """Without fields."""
+
+
+POINT = Point(1 / 3, datetime.date(2013, 1, 2))
+A, B = Size(word="a", length=1, initial="a"), Size(word="b", length=2)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (POINT, ["Point", "x 0.3333", "at 2013-01-02", "label [red]x"]),
+        ([A, B], ["word length initial", "a 1 a", "b 2"]),
+        (
+            Sizes(sizes=[A, B], total=3),
+            ["Sizes", "total 3", "sizes", "word length initial", "a 1 a", "b 2"],
+        ),
+        (Sizes(sizes=[], total=0), ["Sizes", "sizes []", "total 0"]),
+        ((POINT, A), ["x at label word length initial", "0.3333 2013-01-02 [red]x", "a 1 a"]),
+        ([A, 1], None),
+        ([], None),
+        (None, None),
+        ("a", None),
+        ({"a": POINT, "b": [1e-9, b"\xff", {1, 2}]}, None),
+        (Empty(), None),
+        ([Empty()], None),
+    ],
+)
+def test_models_are_tables_and_all_else_is_json(value: Any, expected: list[str] | None) -> None:
+    as_json, printed = io.StringIO(), io.StringIO()
+    print_json(value, as_json)
+    json.loads(as_json.getvalue())
+    print_tables(value, printed)
+    if expected is None:
+        assert printed.getvalue() == as_json.getvalue()
+    else:
+        text = re.sub("[\u2500-\u257f]", " ", printed.getvalue())
+        lines = [" ".join(line.split()) for line in text.splitlines()]
+        assert [line for line in lines if line] == expected
+
+
+def test_json_of_what_json_has_not() -> None:
+    file = io.StringIO()
+    print_json({"a": float("nan"), "b": object}, file)
+    assert json.loads(file.getvalue()) == {"a": None, "b": str(object)}
