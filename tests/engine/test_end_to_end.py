@@ -26,6 +26,7 @@ from deployments.commands._check_server import check_server
 from deployments.commands._deploy import run_prefect_deploy
 from deployments.commands._manifest import ROOT, Manifest, WorkPool
 from deployments.commands._processes import TemporaryServer
+from deployments.runtime import Returns, read_value
 from tests.engine.conftest import MANIFEST
 from tests.engine.flows import Sizes
 from tests.engine.waiting import children_of, ended, in_states, read_graph, wait_for
@@ -89,7 +90,7 @@ async def test_the_parent_runs_its_children_side_by_side_and_gets_their_results(
     assert {each.input_type for each in inputs} == {"task_run"}
     assert {str(run.state_name) for run in task_runs} == {"Completed"}
 
-    sizes = Sizes.model_validate(await parent.state.aresult())
+    sizes: Sizes = await read_value(parent.state, Returns(Sizes))
     assert [(size.word, size.length, size.initial) for size in sizes.sizes] == [
         ("ccc", 3, "c"),
         ("bb", 2, "b"),
@@ -135,18 +136,18 @@ async def test_check_tells_what_the_server_lacks(tmp_path: Path) -> None:
     )
     manifest = Manifest.load(tmp_path / "prefect.yaml").named("local")
     manifest.definitions.work_pools["other"] = WorkPool(type="docker", queues={})
-    manifest.deployments[0].name = "elsewhere"
+    manifest.deployments[0].name = "lokal"
     async with get_client() as client:
         findings = [finding async for finding in check_server(client, manifest)]
         assert findings[:3] == [
             "work queue local/vip does not exist: `python -m deployments deploy`",
             "work pool other does not exist: `python -m deployments deploy`",
-            "measure-all/elsewhere is not deployed: `python -m deployments deploy elsewhere`",
+            "measure-all/lokal is not deployed: `python -m deployments deploy lokal`",
         ]
         # It would call its children as it is called itself.
         assert [finding.split(": ")[1:] for finding in findings[3:]] == [
             [
-                f"calls {flow}/elsewhere, which is not on {client.api_url}",
+                f"calls {flow}/lokal, which is not on {client.api_url}",
                 f"did you mean {flow}/local?",
             ]
             for flow in ("measure", "add-up")
