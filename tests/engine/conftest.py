@@ -1,19 +1,57 @@
+import asyncio
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+from prefect import get_client
 
-from deployments.commands._manifest import ROOT
+from deployments.commands._deploy import create_definitions, run_prefect_deploy
+from deployments.commands._manifest import ROOT, Manifest
+from deployments.commands._processes import TemporaryServer
+
+# The project of these tests. What is around them, users replace by their own.
+MANIFEST = ROOT / "tests" / "engine" / "prefect.yaml"
+LOCAL = ("--name", "local", "--prefect-file", str(MANIFEST))
+USERS = ("README.md", "benchmarks", "data", "flows", "tests/flows", "tests/template")
+
+
+async def deploy(server: TemporaryServer, manifest: Manifest, *options: str) -> None:
+    """Create what a manifest defines, then run `prefect deploy` with those options."""
+    async with get_client() as client:
+        await create_definitions(client, manifest)
+    await asyncio.to_thread(run_prefect_deploy, server.env, *options)
+
+
+@pytest.fixture(scope="session")
+def deployed(prefect_server: TemporaryServer) -> Manifest:
+    """Deploy the flows of these tests, in place of the user's, for `worker`."""
+    manifest = Manifest.load(MANIFEST).named("local")
+    asyncio.run(deploy(prefect_server, manifest, *LOCAL))
+    return manifest
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what git has, with this environment in its `.venv`."""
-    copy = tmp_path_factory.mktemp("a clone") / "parent flows"
+    """A copy of this repository in which the flows of these tests are the user's."""
+    copy = copy_repository(tmp_path_factory.mktemp("a clone") / "my flows", *USERS)
+    shutil.copy(MANIFEST, copy / "prefect.yaml")
+    # The network and the volume have the project's name, and prefect.yaml has them from here.
+    name, ours = (
+        yaml.safe_load(path.read_text())["name"] for path in (ROOT / "prefect.yaml", MANIFEST)
+    )
+    replace(copy / "docker" / "compose.yaml", f"name: {name}", f"name: {ours}")
+    replace(copy / ".dockerignore", "\n*\n", "\n*\n!tests\n")
+    return copy
+
+
+def copy_repository(copy: Path, *without: str) -> Path:
+    """Copy what git has, but for some paths, with this environment in its `.venv`."""
+    paths = [".", *(f":!{path}" for path in (".venv", *without))]
     files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *paths],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -26,6 +64,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / ".venv").symlink_to(ROOT / ".venv")
     os.utime(copy / "requirements-dev.txt", (0, 0))  # older than the environment: don't remake
     return copy
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    file.write_text(file.read_text().replace(old, new))
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from prefect.serializers import PickleSerializer
 
 from deployments.commands._calls import find_child_calls
 from deployments.commands._check import check_manifest
-from deployments.commands._manifest import ROOT, Manifest
+from deployments.commands._manifest import Manifest
 from deployments.commands._returns import check_return
-from flows.flight_delays import flight_delays
+from tests.engine.conftest import MANIFEST
+from tests.engine.flows import measure_all
 
 HEADER = """\
 from __future__ import annotations
@@ -29,11 +30,11 @@ from pydantic import BaseModel, Base64Bytes, ConfigDict, SecretStr, field_serial
 @flow
 def step(number: int) -> int: ...
 """
-SHIPPED = (ROOT / "prefect.yaml").read_text()
+DECLARED = MANIFEST.read_text()
 
 
 def findings(tmp_path: Path, *edits: tuple[str, str]) -> list[str]:
-    text = SHIPPED
+    text = DECLARED
     for old, new in edits:
         assert old in text, old
         text = text.replace(old, new)
@@ -58,19 +59,15 @@ def findings_of(tmp_path: Path, source: str, *names: str, **more: str) -> list[s
     return found
 
 
-def test_the_shipped_manifest_and_the_code_agree() -> None:
-    assert list(check_manifest()) == []
+def test_a_manifest_and_code_that_agree() -> None:
+    assert list(check_manifest(MANIFEST)) == []
 
 
 def test_every_child_that_the_parent_calls_is_found() -> None:
-    assert [call.deployment for call in find_child_calls(flight_delays, "moon")] == [
-        "airport-delays/moon",
-        "delay-report/moon",
+    assert [call.deployment for call in find_child_calls(measure_all, "moon")] == [
+        "measure/moon",
+        "add-up/moon",
     ]
-
-
-def test_no_directory_of_anybody_is_in_the_manifest() -> None:
-    assert str(ROOT) not in SHIPPED
 
 
 @pytest.mark.parametrize(
@@ -79,47 +76,43 @@ def test_no_directory_of_anybody_is_in_the_manifest() -> None:
         ("deployments:\n", "deployments: 7\nx:\n", "deployments: Input should be a valid list"),
         ("definitions:", "definitions: [", "while parsing"),
         ("{{ checkout.stdout }}", "{{ $NOWHERE }}", "$NOWHERE is not set"),
-        (":delay_report", ":report_delay", "flows/delay_report.py:report_delay can't be imported"),
-        ("airport_delays.py:airport_delays", "no.py:no", "flows/no.py:no can't be imported"),
+        (":add_up", ":up_add", "tests/engine/flows.py:up_add can't be imported"),
+        ("flows.py:add_up", "no.py:no", "tests/engine/no.py:no can't be imported"),
+        (":add_up", ":measure", "measure/local is declared twice"),
         (
-            "delay_report.py:delay_report",
-            "airport_delays.py:airport_delays",
-            "airport-delays/local is declared twice",
-        ),
-        (
-            "delay_report.py:delay_report",
-            "airport_delays.py:airport_delays",
-            "flows/flight_delays.py:29: calls delay-report/local, which is not declared",
+            ":add_up",
+            ":measure",
+            "tests/engine/flows.py:60: calls add-up/local, which is not declared",
         ),
         ("work_queue_name: children", "work_queue_name: kids", "its work queue kids is not in"),
         ("&local_children\n      name: local", "&local_children\n      name: moon", "moon"),
         ("PREFECT_LOCAL_STORAGE_PATH: /results", "A: B", "results would end with its container"),
-        ("parent-flows-results:/results", "mine:/mine", "results would end with its container"),
+        ("engine-tests-results:/results", "mine:/mine", "results would end with its container"),
         ("work_queue_name: parents", "work_queue_name: children", "that is a deadlock"),
-        ("tags: [parent-flows, parent]", "tags: [mine]", "tags: lacks parent, parent-flows"),
+        ("tags: [engine-tests, parent]", "tags: [mine]", "tags: lacks engine-tests, parent"),
         (
             "    work_pool: *local_parents\n  - {",
-            "    work_pool: *local_parents\n    parameters: {month: 13}\n  - {",
-            "parameters.month: Input should be less than or equal to 12",
+            "    work_pool: *local_parents\n    parameters: {times: 13}\n  - {",
+            "parameters.times: Input should be less than or equal to 12",
         ),
         (
             "    work_pool: *local_parents\n  - {",
-            "    work_pool: *local_parents\n    parameters: {moth: 1}\n  - {",
-            "parameters.moth: Extra inputs are not permitted",
+            "    work_pool: *local_parents\n    parameters: {tines: 1}\n  - {",
+            "parameters.tines: Extra inputs are not permitted",
         ),
         ("volumes: [", "volumes: [results, ", "volumes: 'results' must be `volume:/directory`"),
         ("volumes: [", "volumes: [a:b, ", "volumes: 'a:b' must be `volume:/directory`"),
         ('volumes: ["', 'volumes: "a:/b"  # ["', "volumes: it must be a list"),
         ("        env:\n", "        env: 7\n        other:\n", "env: it must be a mapping"),
         (
-            "prefect.tag.parent-flows",
+            "prefect.tag.engine-tests",
             "prefect.tag.mine",
-            "airport-delays/docker: tags: lacks mine, by which",
+            "measure/docker: tags: lacks mine, by which",
         ),
         (
             "prefect.resource.id: prefect.tag.parent\n",
             "prefect.resource.id: prefect.tag.chief\n",
-            "flight-delays/local: tags: lacks chief, by which",
+            "measure-all/local: tags: lacks chief, by which",
         ),
         (
             "prefect.resource.name: docker}",
@@ -129,7 +122,7 @@ def test_no_directory_of_anybody_is_in_the_manifest() -> None:
         (
             "prefect.resource.name: docker}",
             "prefect.resource.name: local}",
-            "flight-delays/docker: no trigger of cancel-orphans/local, cancel-orphans/docker is "
+            "measure-all/docker: no trigger of cancel-orphans/local, cancel-orphans/docker is "
             "for prefect.flow-run.Crashed of its runs in work pool docker",
         ),
     ],
@@ -150,17 +143,17 @@ def test_renamed_pools_are_missed_by_the_triggers(tmp_path: Path) -> None:
         ("    local:\n      type", "    near:\n      type"),
     )
     assert any("look for runs of work pool local, which is not in" in each for each in found), found
-    assert any("flight-delays/near: no trigger" in each for each in found), found
+    assert any("measure-all/near: no trigger" in each for each in found), found
 
 
 def test_tags_may_have_other_names(tmp_path: Path) -> None:
     """Only that they agree matters, and that each pool has its own trigger."""
     edits = [
-        ("parent-flows, parent]", "x, y]"),
-        ("[parent-flows]\n    work_pool", "[x]\n    work_pool"),
+        ("engine-tests, parent]", "x, y]"),
+        ("[engine-tests]\n    work_pool", "[x]\n    work_pool"),
     ]
     edits += [
-        ("prefect.tag.parent-flows", "prefect.tag.x"),
+        ("prefect.tag.engine-tests", "prefect.tag.x"),
         ("prefect.tag.parent\n", "prefect.tag.y\n"),
     ]
     assert findings(tmp_path, *edits) == []
@@ -168,9 +161,9 @@ def test_tags_may_have_other_names(tmp_path: Path) -> None:
 
 def test_automations_of_other_purposes_want_nothing(tmp_path: Path) -> None:
     """A notification about some runs, a deployment that other people's runs start."""
-    edits = [("state: CRASHED", "state: PAUSED"), ("prefect.tag.parent-flows", "prefect.tag.vip")]
+    edits = [("state: CRASHED", "state: PAUSED"), ("prefect.tag.engine-tests", "prefect.tag.vip")]
     other = "triggers: [{expect: [a], match_related: {prefect.resource.id: prefect.tag.b}}]\n    "
-    edits += [("tags: [parent-flows, parent]\n    ", f"tags: [parent-flows, parent]\n    {other}")]
+    edits += [("tags: [engine-tests, parent]\n    ", f"tags: [engine-tests, parent]\n    {other}")]
     assert findings(tmp_path, *edits) == []
 
 
@@ -178,18 +171,18 @@ def test_results_in_a_block_need_no_volume(tmp_path: Path) -> None:
     block = "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results"
     edits = [
         ("PREFECT_LOCAL_STORAGE_PATH: /results", block),
-        ("parent-flows-results:/results", "a:/b"),
+        ("engine-tests-results:/results", "a:/b"),
     ]
     assert findings(tmp_path, *edits) == []
 
 
 def test_an_unknown_name_is_refused_with_those_that_are_there() -> None:
     with pytest.raises(ValueError, match="no deployment named moon, only docker, local"):
-        Manifest.load().named("local", "moon")
+        Manifest.load(MANIFEST).named("local", "moon")
 
 
 def test_what_is_deployed_without_docker_needs_no_docker() -> None:
-    local = Manifest.load().named("local")
+    local = Manifest.load(MANIFEST).named("local")
     assert {pool.type for pool in local.definitions.work_pools.values()} == {"process"}
     assert not any(deployment.build for deployment in local.deployments)
 
@@ -197,7 +190,7 @@ def test_what_is_deployed_without_docker_needs_no_docker() -> None:
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
-        ("child(step)('EWR', moth=1)", "step/local: got an unexpected keyword argument 'moth'"),
+        ("child(step)('a', moth=1)", "step/local: got an unexpected keyword argument 'moth'"),
         ("child(step).submit()", "step/local: missing a required argument: 'number'"),
         ("child(step, deployment='local')()", "step/local: missing a required"),
         ("child(step, **options)()", "step: missing a required"),
@@ -305,7 +298,7 @@ async def mine():
 
 @pytest.mark.parametrize("name", ["Completed", "Failed", "Suspended", "AwaitingRetry"])
 def test_a_run_that_may_be_silent_is_not_marked_as_crashed(name: str) -> None:
-    silent, _ = Manifest.load().definitions.automations
+    silent, _ = Manifest.load(MANIFEST).definitions.automations
     assert isinstance(silent.trigger, EventTrigger)
     assert f"prefect.flow-run.{name}" in silent.trigger.expect
 
@@ -320,7 +313,7 @@ def test_a_child_beside_its_parent_does_not_call_itself(tmp_path: Path) -> None:
         "async def parent() -> None:\n"
         "    await child(mine)()\n"
     )
-    text = ("flows/delay_report.py:delay_report", f"{tmp_path}/mine.py:mine")
+    text = ("tests/engine/flows.py:add_up", f"{tmp_path}/mine.py:mine")
     assert not any("deadlock" in finding for finding in findings(tmp_path, text))
 
 
@@ -448,14 +441,15 @@ def test_a_child_that_does_not_persist_its_result_is_found(tmp_path: Path) -> No
     (tmp_path / "mine.py").write_text(
         "from prefect import flow\n@flow(persist_result=False)\ndef mine() -> None: ...\n"
     )
-    found = findings(tmp_path, ("flows/delay_report.py:delay_report", f"{tmp_path}/mine.py:mine"))
+    found = findings(tmp_path, ("tests/engine/flows.py:add_up", f"{tmp_path}/mine.py:mine"))
     assert any("mine/local: a parent can't read its result" in finding for finding in found), found
 
 
-def test_the_command_says_so_and_ends_with_0() -> None:
+def test_the_command_says_so_and_ends_with_0(checkout: Path, clean_env: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "deployments", "check"],
-        cwd=ROOT,
+        cwd=checkout,
+        env=clean_env,
         capture_output=True,
         text=True,
         check=False,
@@ -466,7 +460,7 @@ def test_the_command_says_so_and_ends_with_0() -> None:
 
 def test_deploy_refuses_what_check_refuses(checkout: Path, clean_env: dict[str, str]) -> None:
     manifest = checkout / "prefect.yaml"
-    manifest.write_text(SHIPPED.replace("[parent-flows, parent]", "[]"))
+    manifest.write_text(DECLARED.replace("[engine-tests, parent]", "[]"))
     env = clean_env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}  # nobody is there
     said = {}
     for command in ("check", "deploy"):
@@ -481,7 +475,7 @@ def test_deploy_refuses_what_check_refuses(checkout: Path, clean_env: dict[str, 
         assert done.returncode == 1
         said[command] = done.stderr.splitlines()
     lacks = (
-        "prefect.yaml: flight-delays/{}: tags: lacks parent, parent-flows, by which the "
+        "prefect.yaml: measure-all/{}: tags: lacks engine-tests, parent, by which the "
         "automations and triggers of prefect.yaml find its runs: add it"
     )
     assert said["check"] == [lacks.format("local"), lacks.format("docker")]

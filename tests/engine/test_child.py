@@ -15,20 +15,18 @@ from pydantic import BaseModel, Field, ValidationError
 import deployments
 from deployments import ChildFailed, ChildNotDeployed, ChildResultUnavailable, child, parent_flow
 from deployments.testing import Stubs
-from flows.airport_delays import AirportDelays, airport_delays
-from flows.delay_report import DelayReport, delay_report
-from flows.flight_delays import flight_delays
+from tests.engine.flows import Size, Sizes, add_up, measure, measure_all
 
 pytestmark = pytest.mark.anyio
 
 
-class Size(BaseModel):
+class Box(BaseModel):
     width: int
     made: dt.date
 
 
 @flow
-def measure(thing: str, count: Annotated[int, Field(ge=1)] = 1, wait: float = 0) -> Size:
+def pack(thing: str, count: Annotated[int, Field(ge=1)] = 1, wait: float = 0) -> Box:
     raise NotImplementedError(f"{thing} {count} {wait}")
 
 
@@ -63,58 +61,37 @@ def test_the_public_face_is_sorted_and_complete() -> None:
 
 
 async def test_a_parent_gets_its_childrens_results(stubs: Stubs) -> None:
-    stubs.runs(
-        airport_delays,
-        lambda airport, month, data_dir: AirportDelays(
-            airport=airport,
-            month=month,
-            flights=2,
-            cancelled=1,
-            mean_dep_delay=7.0,
-            share_delayed=0.0,
-            worst_carrier=None,
-        ),
-    )
-    stubs.runs(delay_report, lambda delays: {**EMPTY_REPORT, "ranking": delays})
+    stubs.runs(measure, lambda word, times, hold: Size(word=word, length=times))
+    stubs.runs(add_up, lambda sizes: {"sizes": sizes, "total": 0})
 
-    report = await flight_delays(["AAA", "BBB"], month=2)
+    sizes = await measure_all(["aaa", "bbb"], times=2)
 
-    assert_type(report, DelayReport)
-    assert [delays.airport for delays in report.ranking] == ["AAA", "BBB"]
+    assert_type(sizes, Sizes)
+    assert sizes.sizes == [Size(word="aaa", length=2), Size(word="bbb", length=2)]
     calls = stubs.calls
-    assert [name for name, _ in calls] == ["airport-delays", "airport-delays", "delay-report"]
-    assert ("airport-delays", {"airport": "AAA", "month": 2, "data_dir": "data/flights"}) in calls
-
-
-EMPTY_REPORT = {
-    "month": 2,
-    "ranking": [],
-    "flights": 0,
-    "cancelled": 0,
-    "mean_dep_delay": None,
-    "share_delayed": None,
-}
+    assert [name for name, _ in calls] == ["measure", "measure", "add-up"]
+    assert ("measure", {"word": "aaa", "times": 2, "hold": None}) in calls
 
 
 async def test_values_come_back_as_annotated(stubs: Stubs) -> None:
     @parent_flow
-    async def parent() -> tuple[Size, dict[int, dt.timedelta], Any]:
+    async def parent() -> tuple[Box, dict[int, dt.timedelta], Any]:
         return (
-            await child(measure)("box"),
+            await child(pack)("box"),
             await child(lengths)([dt.timedelta(minutes=2)]),
-            await child("elsewhere/prod", returns=list[Size])(thing="any"),
+            await child("elsewhere/prod", returns=list[Box])(thing="any"),
         )
 
-    stubs.returns(measure, {"width": "3", "made": "2013-01-31"})
+    stubs.returns(pack, {"width": "3", "made": "2013-01-31"})
     stubs.runs(lengths, lambda durations: {len(durations): durations[0]})
-    stubs.returns("elsewhere", [Size(width=1, made=dt.date(2013, 2, 1))])
+    stubs.returns("elsewhere", [Box(width=1, made=dt.date(2013, 2, 1))])
 
     size, by_count, elsewhere = await parent()
-    assert_type(size, Size)
+    assert_type(size, Box)
 
-    assert size == Size(width=3, made=dt.date(2013, 1, 31))
+    assert size == Box(width=3, made=dt.date(2013, 1, 31))
     assert by_count == {1: dt.timedelta(minutes=2)}
-    assert elsewhere == [Size(width=1, made=dt.date(2013, 2, 1))]
+    assert elsewhere == [Box(width=1, made=dt.date(2013, 2, 1))]
 
 
 async def test_a_failed_child_is_an_exception_with_its_name_url_message_and_cause(
@@ -125,19 +102,19 @@ async def test_a_failed_child_is_an_exception_with_its_name_url_message_and_caus
     @parent_flow
     async def parent() -> None:
         try:
-            await child(measure)("box")
+            await child(pack)("box")
         except ChildFailed as error:
             caught.append(error)
             raise
 
-    stubs.raises(measure, KeyError("no box"))
+    stubs.raises(pack, KeyError("no box"))
     state: Any = await parent(return_state=True)
 
     (error,) = caught
     assert error.run is not None
     assert error.url is not None
     assert str(error.run.id) in error.url
-    assert "measure" in str(error)
+    assert "pack" in str(error)
     assert "no box" in str(error)
     assert isinstance(error.__cause__, KeyError)
     assert state.is_failed()
@@ -148,7 +125,7 @@ async def test_a_failed_child_is_an_exception_with_its_name_url_message_and_caus
 async def test_failures_can_be_tolerated_with_gather(stubs: Stubs) -> None:
     @parent_flow
     async def parent() -> list[Any]:
-        calls = (child(measure)(thing) for thing in ("good", "bad"))
+        calls = (child(pack)(thing) for thing in ("good", "bad"))
         return [type(r).__name__ for r in await asyncio.gather(*calls, return_exceptions=True)]
 
     def one(thing: str) -> dict[str, Any]:
@@ -156,16 +133,16 @@ async def test_failures_can_be_tolerated_with_gather(stubs: Stubs) -> None:
             raise ValueError(thing)
         return {"width": 1, "made": "2013-01-01"}
 
-    stubs.runs(measure, one)
-    assert await parent() == ["Size", "ChildFailed"]
+    stubs.runs(pack, one)
+    assert await parent() == ["Box", "ChildFailed"]
 
 
 async def test_a_result_of_another_type_is_refused(stubs: Stubs) -> None:
     @parent_flow
-    async def parent() -> Size:
-        return await child(measure)("box")
+    async def parent() -> Box:
+        return await child(pack)("box")
 
-    stubs.returns(measure, {"width": "wide", "made": "2013-01-31"})
+    stubs.returns(pack, {"width": "wide", "made": "2013-01-31"})
     with pytest.raises(ChildResultUnavailable, match="width"):
         await parent()
 
@@ -173,12 +150,12 @@ async def test_a_result_of_another_type_is_refused(stubs: Stubs) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (((), {}), TypeError, "measure: missing a required argument: 'thing'"),
-        ((("box",), {"colour": 1}), TypeError, "measure: .*unexpected keyword argument 'colour'"),
-        ((("box",), {"count": 0}), ValidationError, "measure\ncount\n"),
-        ((("box",), {"count": "many"}), ValidationError, "measure\ncount\n"),
-        ((("box",), {"wait": float("nan")}), ValueError, "measure: .* can't be passed as JSON"),
-        ((("x" * 600_000,), {}), ValueError, "measure: the parameters have 600,0.. bytes"),
+        (((), {}), TypeError, "pack: missing a required argument: 'thing'"),
+        ((("box",), {"colour": 1}), TypeError, "pack: .*unexpected keyword argument 'colour'"),
+        ((("box",), {"count": 0}), ValidationError, "pack\ncount\n"),
+        ((("box",), {"count": "many"}), ValidationError, "pack\ncount\n"),
+        ((("box",), {"wait": float("nan")}), ValueError, "pack: .* can't be passed as JSON"),
+        ((("x" * 600_000,), {}), ValueError, "pack: the parameters have 600,0.. bytes"),
     ],
 )
 async def test_a_wrong_call_is_refused_before_anything_is_created(
@@ -194,7 +171,7 @@ async def test_a_wrong_call_is_refused_before_anything_is_created(
         assert context is not None
         assert context.flow_run is not None
         runs.append(context.flow_run)
-        await child(measure)(*arguments[0], **arguments[1])
+        await child(pack)(*arguments[0], **arguments[1])
 
     with pytest.raises(error, match=message):
         await parent()
@@ -205,12 +182,12 @@ async def test_a_child_that_is_not_deployed_says_what_to_do(deployed: object) ->
     @parent_flow
     async def parent(deployment: str | None = None) -> Any:
         if deployment is None:
-            return await child(measure)("box")
-        return await child(airport_delays, deployment=deployment)("EWR", 1)
+            return await child(pack)("box")
+        return await child(measure, deployment=deployment)("a", 1)
 
-    with pytest.raises(ChildNotDeployed, match=r"measure/local is not deployed .*prefect deploy"):
+    with pytest.raises(ChildNotDeployed, match=r"pack/local is not deployed .*prefect deploy"):
         await parent()
-    with pytest.raises(ChildNotDeployed, match=r"\(there is airport-delays/local\)"):
+    with pytest.raises(ChildNotDeployed, match=r"\(there is measure/local\)"):
         await parent("moon")
 
 
@@ -244,12 +221,12 @@ async def test_odd_signatures_and_types_work(stubs: Stubs) -> None:
 async def test_a_key_names_one_call(stubs: Stubs) -> None:
     @parent_flow
     async def parent() -> None:
-        await child(measure, key="the box")("box")
-        await child(measure, key="the box", deployment="other")("box")
-        await child(measure, key="the box")("chest")
+        await child(pack, key="the box")("box")
+        await child(pack, key="the box", deployment="other")("box")
+        await child(pack, key="the box")("chest")
 
-    stubs.returns(measure, {"width": 1, "made": DAY})
-    with pytest.raises(ValueError, match="measure/local: key 'the box' is that of an earlier call"):
+    stubs.returns(pack, {"width": 1, "made": DAY})
+    with pytest.raises(ValueError, match="pack/local: key 'the box' is that of an earlier call"):
         await parent()
     assert [parameters["thing"] for _, parameters in stubs.calls] == ["box", "box"]
 
@@ -264,17 +241,17 @@ def test_errors_can_be_pickled() -> None:
     ("call", "error", "message"),
     [
         (lambda: child("name-only"), ValueError, "must be 'flow-name/deployment-name'"),
-        (lambda: child(measure, returns=int), TypeError, "the flow's own annotation"),  # type: ignore[call-overload]
-        (lambda: child(measure, timeout=0), ValueError, "timeout must be positive, not 0 seconds"),
+        (lambda: child(pack, returns=int), TypeError, "the flow's own annotation"),  # type: ignore[call-overload]
+        (lambda: child(pack, timeout=0), ValueError, "timeout must be positive, not 0 seconds"),
         (lambda: child("a/b", deployment="c"), TypeError, "already in the name"),  # type: ignore[call-overload]
-        (lambda: child(Size(width=1, made=DAY)), TypeError, r"not its result, a Size: child\(f\)"),  # type: ignore[call-overload]
+        (lambda: child(Box(width=1, made=DAY)), TypeError, r"not its result, a Box: child\(f\)"),  # type: ignore[call-overload]
         (lambda: child(sleep), TypeError, r"child\(sleep\): a function is not a flow: put @flow"),  # type: ignore[call-overload]
-        (lambda: child(measure, tags="gpu"), TypeError, r"child\(measure\): .*: \['gpu'\]"),
+        (lambda: child(pack, tags="gpu"), TypeError, r"child\(pack\): .*: \['gpu'\]"),
         (lambda: child("a/b", job_variables=[]), TypeError, r"child\(a/b\): .* a dict, not \[\]"),  # type: ignore[call-overload]
         (
-            lambda: child(measure, job_variables={"env": {"A": object()}}),
+            lambda: child(pack, job_variables={"env": {"A": object()}}),
             ValueError,
-            r"child\(measure\): job_variables can't be passed as JSON: .*object",
+            r"child\(pack\): job_variables can't be passed as JSON: .*object",
         ),
     ],
 )
@@ -292,7 +269,7 @@ def test_the_coroutine_of_an_async_flow_is_closed() -> None:
 
 async def test_a_child_needs_a_parent_flow() -> None:
     with pytest.raises(RuntimeError, match="inside a flow made by @parent_flow"):
-        await child(measure)("box")
+        await child(pack)("box")
 
 
 def test_a_parent_must_be_async() -> None:
@@ -303,8 +280,8 @@ def test_a_parent_must_be_async() -> None:
 
 
 def test_a_parent_flow_is_a_flow_with_the_functions_own_face() -> None:
-    assert flight_delays.name == "flight-delays"
-    assert set(flight_delays.parameters.properties) == {"airports", "month", "data_dir"}
+    assert measure_all.name == "measure-all"
+    assert set(measure_all.parameters.properties) == {"words", "times", "hold"}
 
     @parent_flow(name="other", retries=2)
     async def parent(x: int) -> int:

@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deployments.commands._manifest import ROOT
 from tests.engine.waiting import processes_of, wait_until
 
 TEST = """
 import asyncio
 from pathlib import Path
 import pytest
+from prefect.deployments import arun_deployment
 
 @pytest.fixture
 def anyio_backend():
@@ -20,19 +20,24 @@ def anyio_backend():
 
 @pytest.mark.anyio
 async def test_it(prefect_server, worker):
+    run = await arun_deployment("measure-all/local", timeout=120, poll_interval=0.5)
+    assert run.state.is_completed(), run.state
     Path({started!r}).touch()
     await asyncio.sleep(600)
 """
 
 
-def test_sigterm_stops_server_and_worker(tmp_path: Path, clean_env: dict[str, str]) -> None:
+def test_sigterm_stops_server_and_worker(
+    checkout: Path, tmp_path: Path, clean_env: dict[str, str]
+) -> None:
+    """And before that, the worker ran what prefect.yaml names `local`."""
     started, log = tmp_path / "started", tmp_path / "log"
     (tmp_path / "test_it.py").write_text(TEST.format(started=str(started)))
     options = ["-p", "deployments.testing", "-c", "/dev/null", "--basetemp", str(tmp_path / "tmp")]
     with log.open("wb") as output:
         tests = subprocess.Popen(
             [sys.executable, "-m", "pytest", *options, str(tmp_path / "test_it.py")],
-            cwd=ROOT,  # where `deployments` is
+            cwd=checkout,  # where `deployments` and prefect.yaml are
             env=clean_env,
             stdout=output,
             stderr=output,

@@ -1,4 +1,3 @@
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -7,21 +6,20 @@ import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from deployments.commands._manifest import ROOT
 from deployments.commands._processes import free_port
 from tests.engine.conftest import inner_env
 from tests.engine.docker.engine import docker, find_images, running_engine
 
 SECRET = "a-secret-of-this-machine"  # noqa: S105
-# Flows that go wrong as they are told, as a user would add flows.
+# Flows that go wrong as they are told, added as a user would add flows.
 FLOWS = """
   - <<: *docker
-    entrypoint: flows/faults.py:family
-    tags: [parent-flows, parent]
+    entrypoint: tests/engine/faults/flows.py:family
+    tags: [engine-tests, parent]
     work_pool: *docker_parents
   - <<: *docker
-    entrypoint: flows/faults.py:step
-    tags: [parent-flows]
+    entrypoint: tests/engine/faults/flows.py:step
+    tags: [engine-tests]
     work_pool: *docker_children
 """
 
@@ -35,13 +33,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 
 @pytest.fixture(scope="module")
 def clone(checkout: Path) -> Path:
-    """A clone with a commit, a secret, and flows of its own."""
-    shutil.copy(ROOT / "tests" / "engine" / "faults" / "flows.py", checkout / "flows" / "faults.py")
+    """A clone with a commit, a secret, and flows that go wrong."""
     with (checkout / "prefect.yaml").open("a") as file:
         file.write(FLOWS)
     subprocess.run(["git", "init", "--quiet"], cwd=checkout, check=True)
     commit_all(checkout)
-    for directory in (checkout, checkout / "flows"):
+    for directory in (checkout, checkout / "tests" / "engine"):
         (directory / ".env").write_text(f"MY_PASSWORD={SECRET}\n")
     return checkout
 
@@ -83,7 +80,7 @@ class Stack:
         """The image that is built of the last commit."""
         describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         tag = subprocess.run(describe, cwd=self._clone, capture_output=True, text=True, check=True)
-        return f"parent-flows:{tag.stdout.strip()}"
+        return f"engine-tests:{tag.stdout.strip()}"
 
     def commit(self, file: str, text: str) -> None:
         (self._clone / file).write_text(text)
@@ -110,7 +107,7 @@ def stack(commands: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             yield commands
     finally:
         commands.make("down", "ARGS=--volumes")
-        assert docker("ps", "--all", "--quiet", "--filter", "name=parent-flows") == ""
+        assert docker("ps", "--all", "--quiet", "--filter", "name=engine-tests") == ""
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deployments.commands._manifest import ROOT
 from deployments.commands._processes import tail
+from tests.engine.conftest import MANIFEST
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 START_SECONDS = 60
@@ -61,7 +62,7 @@ def find_images() -> dict[str, str]:
 
     A stand-in is made once, of Debian's packages, and stays with the engine.
     """
-    text = (ROOT / "prefect.yaml").read_text() + (ROOT / "docker/compose.yaml").read_text()
+    text = MANIFEST.read_text() + (ROOT / "docker/compose.yaml").read_text()
     missing = [
         variable
         for variable, image in DEFAULT.findall(text)
@@ -75,7 +76,7 @@ def find_images() -> dict[str, str]:
 
 
 def _make_stand_in(what: str) -> str:
-    image = f"parent-flows-stand-in-{what}"
+    image = f"engine-tests-stand-in-{what}"
     if succeeds("image", "inspect", image):
         return image
     assert os.geteuid() == 0, "no registry can be reached, and only root can make stand-ins"

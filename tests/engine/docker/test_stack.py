@@ -1,4 +1,4 @@
-"""The shipped flows and those that go wrong, in containers, on the stack of docker/compose.yaml."""
+"""Flows that go well and wrong, in containers, on the stack of docker/compose.yaml."""
 
 import asyncio
 import json
@@ -48,31 +48,31 @@ async def start(steps: list[dict[str, Any]], **parameters: Any) -> FlowRun:
 
 def release(stack: Stack, name: str) -> None:
     """Let steps that hold until there is a file of this name go on."""
-    volume = "parent-flows-results:/results"
+    volume = "engine-tests-results:/results"
     docker("run", "--rm", "--volume", volume, stack.image(), "touch", f"/results/{name}")
 
 
 async def test_the_parent_runs_its_children_in_containers(
     stack: Stack, client: PrefectClient
 ) -> None:
-    parent = await arun_deployment("flight-delays/docker", timeout=0)
+    parent = await arun_deployment("measure-all/docker", timeout=0)
     parent = await ended(client, parent, SECONDS)
     assert parent.state is not None
     assert parent.state.is_completed(), parent.state
     children = {run.name: run for run in await children_of(client, parent)}
-    assert set(children) == {"EWR 2013-01", "JFK 2013-01", "LGA 2013-01", "report 2013-01"}
+    assert set(children) == {"a x1", "bb x1", "ccc x1", "sum of a"}
     assert all(run.state and run.state.is_completed() for run in children.values())
     assert {run.work_pool_name for run in children.values()} == {"docker"}
     assert len({container_of(run) for run in [parent, *children.values()]}) == 5
 
-    report = children.pop("report 2013-01")
+    sum_run = children.pop("sum of a")
     graph = await read_graph(client, parent)
-    assert graph[report.id] == {run.id for run in children.values()}
+    assert graph[sum_run.id] == {run.id for run in children.values()}
     (artifact,) = await client.read_artifacts(
-        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["delay-report"]))
+        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["sizes"]))
     )
-    assert artifact.flow_run_id == report.id
-    assert "| 1 | EWR | 9,893 |" in str(artifact.data)
+    assert artifact.flow_run_id == sum_run.id
+    assert "The sum is **6**" in str(artifact.data)
     await wait_for(no_container_is_left, "its containers are removed")
 
 
@@ -82,7 +82,7 @@ def test_the_ui_is_served(stack: Stack) -> None:
 
 
 async def test_a_parent_as_a_process_of_the_stack(stack: Stack, client: PrefectClient) -> None:
-    parent = await arun_deployment("flight-delays/local", timeout=0)
+    parent = await arun_deployment("measure-all/local", timeout=0)
     parent = await ended(client, parent, SECONDS)
     assert parent.state is not None
     assert parent.state.is_completed(), parent.state
@@ -108,7 +108,7 @@ async def test_containers_get_what_they_need_and_no_more(
     assert docker("exec", container_of(child), "id", "--user") == "1000"
     assert details["HostConfig"]["Memory"] == 2**30
     assert details["HostConfig"]["AutoRemove"] is True
-    assert set(details["NetworkSettings"]["Networks"]) == {"parent-flows"}
+    assert set(details["NetworkSettings"]["Networks"]) == {"engine-tests"}
     release(stack, "seen")
     await ended(client, parent)
 
@@ -212,12 +212,13 @@ async def test_a_service_is_restarted_midway(
 
 async def test_the_image_holds_no_secret_and_is_not_of_root(stack: Stack) -> None:
     image = stack.image()
-    assert image.startswith("parent-flows:")
+    assert image.startswith("engine-tests:")
     assert not image.endswith("-dirty")
     (details,) = json.loads(docker("image", "inspect", image))
     assert details["Config"]["User"] == "flows"
     assert SECRET not in json.dumps(details) + docker("history", "--no-trunc", image)
-    found = docker("run", "--rm", image, "sh", "-c", "ls -A . flows; grep -rl a-secret /app; :")
+    show = "ls -A . tests/engine; grep -rl a-secret /app; :"
+    found = docker("run", "--rm", image, "sh", "-c", show)
     assert ".env" not in found.split()
     assert ".git" not in found.split()
     assert SECRET not in found
@@ -225,7 +226,7 @@ async def test_the_image_holds_no_secret_and_is_not_of_root(stack: Stack) -> Non
 
 async def test_a_change_of_the_code_keeps_the_layer_of_the_lock(stack: Stack) -> None:
     before = layers(stack.image())
-    stack.commit("flows/more.py", "")
+    stack.commit("tests/engine/more.py", "")
     stack.make("deploy", "ARGS=docker", PREFECT_API_URL=stack.api_url)
     after = layers(stack.image())
     assert before != after

@@ -13,11 +13,11 @@ from prefect.context import FlowRunContext
 from prefect.deployments import arun_deployment
 
 from deployments import parent_flow
-from deployments.commands._deploy import create_definitions, run_prefect_deploy
-from deployments.commands._manifest import ROOT, Manifest
+from deployments.commands._manifest import Manifest
 from deployments.commands._processes import TemporaryServer
+from tests.engine.conftest import deploy
 
-FAULTS = Path("tests/engine/faults/prefect.yaml")
+FAULTS = Path(__file__).with_name("prefect.yaml")
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +27,7 @@ def faults(prefect_server: TemporaryServer, worker: subprocess.Popen[bytes]) -> 
 
 
 async def deploy_faults(server: TemporaryServer) -> None:
-    async with get_client() as client:
-        await create_definitions(client, Manifest.load(ROOT / FAULTS))
-    await asyncio.to_thread(run_prefect_deploy, server.env, "--all", "--prefect-file", str(FAULTS))
+    await deploy(server, Manifest.load(FAULTS), "--all", "--prefect-file", str(FAULTS))
 
 
 @pytest.fixture

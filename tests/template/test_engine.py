@@ -1,0 +1,67 @@
+"""The engine's tests prove what ships, and the engine knows nothing of the project around it."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.commands._manifest import ROOT
+from tests.engine.conftest import MANIFEST
+
+TEXT = (ROOT / "prefect.yaml").read_text()
+SHIPPED: dict[str, Any] = yaml.safe_load(TEXT)
+ENGINE = "deployments/maintenance.py:"  # the entrypoint of its own flow
+
+
+def test_what_ships_is_what_the_engines_tests_prove() -> None:
+    """But for the flows: two names, and all else is the same."""
+    proven = yaml.safe_load(MANIFEST.read_text())
+    shipped = yaml.safe_load(TEXT.replace(SHIPPED["name"], proven["name"]))
+    for manifest in (proven, shipped):
+        manifest["deployments"] = [
+            each for each in manifest["deployments"] if each["entrypoint"].startswith(ENGINE)
+        ]
+    assert len(shipped["deployments"]) == 2
+    assert shipped == proven
+
+
+def names_of_the_project() -> list[str]:
+    functions = {
+        each["entrypoint"].rpartition(":")[2]
+        for each in SHIPPED["deployments"]
+        if not each["entrypoint"].startswith(ENGINE)
+    }
+    return sorted({SHIPPED["name"], *functions, *(each.replace("_", "-") for each in functions)})
+
+
+@pytest.mark.parametrize("name", names_of_the_project())
+def test_the_engine_knows_nothing_of_the_project(name: str) -> None:
+    command = ["git", "grep", "--untracked", "--line-number", "-I", "--fixed-strings", "-e", name]
+    found = subprocess.run(
+        [*command, "--", "deployments", "tests/engine"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout.splitlines() == []
+    assert found.stderr == ""
+
+
+def test_the_manifest_and_the_flows_agree(clean_env: dict[str, str]) -> None:
+    """In a process of its own, where `flows` is no other module than the user's."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments", "check"],
+        cwd=ROOT,
+        env=clean_env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_directory_of_anybody_is_in_the_manifest() -> None:
+    assert str(ROOT) not in TEXT
