@@ -1,4 +1,4 @@
-"""The README's policies, run as they stand there."""
+"""The policies of RECIPES.md, run as they stand there."""
 
 import ast
 import asyncio
@@ -16,8 +16,8 @@ from deployments.testing import Stubs
 
 pytestmark = pytest.mark.anyio
 
-README = (ROOT / "README.md").read_text()
-TABLE = README[README.index("| you want | you write |") :].split("\n\n")[0]
+RECIPES = (ROOT / "deployments" / "RECIPES.md").read_text()
+TABLE = RECIPES[RECIPES.index("| you want | you write |") :].split("\n\n")[0]
 SNIPPETS = re.findall(
     r"^\| [^|]+ \| `((?:raise_failures\()?await [^`]+|async with [^`]+)` \|", TABLE, re.MULTILINE
 )
@@ -38,7 +38,7 @@ async def run(snippet: str, names: list[str]) -> Any:
     """Run a snippet in a parent, and return what it gives."""
     code = compile(
         snippet,
-        "README.md",
+        "RECIPES.md",
         "exec" if snippet.startswith("async with") else "eval",
         flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
     )
@@ -56,7 +56,7 @@ async def run(snippet: str, names: list[str]) -> Any:
             "slots": asyncio.Semaphore(3),
         }
         try:
-            given = eval(code, scope)  # noqa: S307 - our own README
+            given = eval(code, scope)  # noqa: S307 - our own page
             return await given if isinstance(given, Awaitable) else given
         finally:
             for call in calls:

@@ -20,8 +20,8 @@ from deployments.runtime import read_all
 
 T = TypeVar("T")
 
-# Now and then a writer of the embedded SQLite waits for the whole `PRAGMA busy_timeout` of Prefect's
-# server, 60 s, and whoever comes after it.
+# Now and then a writer of the embedded SQLite waits for all of the 60 s that Prefect's server lets
+# it wait (`PRAGMA busy_timeout`), and so do those after it.
 SECONDS = 300
 
 
