@@ -60,6 +60,8 @@ def start_project(name: str = "") -> str:
     shutil.copytree(STARTER, ROOT, dirs_exist_ok=True, ignore=lambda *_: {"deployments.yaml"})
     _edit_pyproject(snake)
     _rename(kebab)
+    readme = ROOT / "README.md"
+    readme.write_text(readme.read_text().replace("{name}", kebab))
     if (installed := ROOT / ".venv" / "installed").exists():
         installed.touch()  # the lock has another name in its comments, and is the same
     return DONE.format(name=kebab)

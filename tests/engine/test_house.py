@@ -21,7 +21,9 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {name_of(path): ast.parse(path.read_text()) for path in ENGINE.rglob("*.py")}
+# The starter's files are for another tree: that of a project that was just made.
+PATHS = [path for path in ENGINE.rglob("*.py") if "starter" not in path.parts]
+MODULES = {name_of(path): ast.parse(path.read_text()) for path in PATHS}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

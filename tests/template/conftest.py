@@ -31,6 +31,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pyproject = older / "pyproject.toml"
     pyproject.write_text(pyproject.read_text().replace('    "prefect-docker",\n', ""))
     git(older, "init", "--quiet")
+    (older / ".git" / "info" / "exclude").write_text(".venv\n")
     commit(older, "An older engine")
     shutil.move(older / ".git", path)
     commit(path, "The newer one")
@@ -45,7 +46,7 @@ def git(repository: Path, *arguments: str) -> str:
 
 
 def commit(repository: Path, message: str) -> None:
-    git(repository, "add", "--all", "--", ".", ":!.venv")
+    git(repository, "add", "--all")
     git(repository, "commit", "--quiet", "--message", message)
 
 
