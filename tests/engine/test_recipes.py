@@ -317,7 +317,7 @@ async def test_a_fan_out_over_hundreds_of_simulated_children(
     parent = await arun_deployment("load-all/hundreds", timeout=0)
     simulated = asyncio.create_task(complete_runs(client, "simulated"))
     try:
-        parent = await ended(client, parent, 300)
+        parent = await ended(client, parent, 900)
     finally:
         simulated.cancel()
     assert parent.state is not None
