@@ -64,6 +64,13 @@ def test_the_parent_in_the_readme_is_the_one_in_the_repository() -> None:
     assert code in without_docstring
 
 
+def test_the_workflow_deploys_as_the_recipe_says() -> None:
+    recipes = (ROOT / "deployments" / "RECIPES.md").read_text()
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "\n$ make deploy ARGS=docker\n" in recipes
+    assert "\n      - run: make deploy ARGS=docker\n" in workflow
+
+
 def test_make_demo(checkout: Path, clean_env: dict[str, str]) -> None:
     done = bash("make demo", checkout, clean_env)
     assert done.returncode == 0, done.stderr
