@@ -27,7 +27,8 @@ from deployments.commands._print import print_json, print_tables
 app = App(
     name="python -m deployments",
     help="Prefect parent flows and their child deployments.",
-    version_flags=[],
+    version=lambda: str(_update.read_version(ROOT)),
+    version_flags=["--version"],
     default_parameter=Parameter(negative=()),
 )
 progress = Console(stderr=True)
