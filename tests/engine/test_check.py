@@ -17,7 +17,7 @@ from deployments.commands._check import check_manifest
 from deployments.commands._manifest import Manifest
 from deployments.commands._returns import check_return
 from tests.engine.conftest import MANIFEST
-from tests.engine.flows import measure_all
+from tests.engine.words import measure_all
 
 HEADER = """\
 from __future__ import annotations
@@ -76,13 +76,13 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
         ("deployments:\n", "deployments: 7\nx:\n", "deployments: Input should be a valid list"),
         ("definitions:", "definitions: [", "while parsing"),
         ("{{ checkout.stdout }}", "{{ $NOWHERE }}", "$NOWHERE is not set"),
-        (":add_up", ":up_add", "tests/engine/flows.py:up_add can't be imported"),
-        ("flows.py:add_up", "no.py:no", "tests/engine/no.py:no can't be imported"),
+        (":add_up", ":up_add", "tests/engine/words.py:up_add can't be imported"),
+        ("words.py:add_up", "no.py:no", "tests/engine/no.py:no can't be imported"),
         (":add_up", ":measure", "measure/local is declared twice"),
         (
             ":add_up",
             ":measure",
-            "tests/engine/flows.py:60: calls add-up/local, which is not declared",
+            "tests/engine/words.py:60: calls add-up/local, which is not declared",
         ),
         ("work_queue_name: *children", "work_queue_name: kids", "its work queue kids is not in"),
         ("&local_children\n      name: *local_pool", "&local_children\n      name: moon", "moon"),
@@ -399,7 +399,7 @@ def test_a_child_beside_its_parent_does_not_call_itself(tmp_path: Path) -> None:
         "async def parent() -> None:\n"
         "    await child(mine)()\n"
     )
-    text = ("tests/engine/flows.py:add_up", f"{tmp_path}/mine.py:mine")
+    text = ("tests/engine/words.py:add_up", f"{tmp_path}/mine.py:mine")
     assert not any("deadlock" in finding for finding in findings(tmp_path, text))
 
 
@@ -527,7 +527,7 @@ def test_a_child_that_does_not_persist_its_result_is_found(tmp_path: Path) -> No
     (tmp_path / "mine.py").write_text(
         "from prefect import flow\n@flow(persist_result=False)\ndef mine() -> None: ...\n"
     )
-    found = findings(tmp_path, ("tests/engine/flows.py:add_up", f"{tmp_path}/mine.py:mine"))
+    found = findings(tmp_path, ("tests/engine/words.py:add_up", f"{tmp_path}/mine.py:mine"))
     assert any("mine/local: a parent can't read its result" in finding for finding in found), found
 
 

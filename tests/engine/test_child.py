@@ -25,7 +25,7 @@ from deployments import (
     parent_flow,
 )
 from deployments.testing import Stubs
-from tests.engine.flows import Size, Sizes, add_up, measure, measure_all
+from tests.engine.words import Size, Sizes, add_up, measure, measure_all
 
 pytestmark = pytest.mark.anyio
 

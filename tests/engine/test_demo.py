@@ -17,8 +17,8 @@ import pytest
 from pydantic import BaseModel
 
 from deployments.commands._print import print_json, print_tables
-from tests.engine.flows import Size, Sizes
 from tests.engine.waiting import processes_of, wait_until
+from tests.engine.words import Size, Sizes
 
 DEMO = [".venv/bin/python", "-m", "deployments", "demo"]
 SECONDS = 180

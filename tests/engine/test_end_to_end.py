@@ -28,8 +28,8 @@ from deployments.commands._manifest import ROOT, Manifest, WorkPool
 from deployments.commands._processes import TemporaryServer
 from deployments.runtime import Returns, read_value
 from tests.engine.conftest import MANIFEST
-from tests.engine.flows import Sizes
 from tests.engine.waiting import children_of, ended, in_states, read_graph, wait_for
+from tests.engine.words import Sizes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker")]
 
@@ -180,7 +180,7 @@ async def test_a_schedule_makes_runs_that_run(
     """Prefect's cron takes seconds as a sixth field, so nobody waits for the next minute."""
     deployment = {
         "name": "scheduled",
-        "entrypoint": "tests/engine/faults/flows.py:step",
+        "entrypoint": "tests/engine/faults/steps.py:step",
         "parameters": {"name": "by cron"},
         "schedules": [{"cron": "* * * * * */10"}],
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],

@@ -14,11 +14,11 @@ SECRET = "a-secret-of-this-machine"  # noqa: S105
 # Flows that go wrong as they are told, added as a user would add flows.
 FLOWS = """
   - <<: *docker
-    entrypoint: tests/engine/faults/flows.py:family
+    entrypoint: tests/engine/faults/steps.py:family
     tags: [engine-tests, parent]
     work_pool: *docker_parents
   - <<: *docker
-    entrypoint: tests/engine/faults/flows.py:step
+    entrypoint: tests/engine/faults/steps.py:step
     tags: [engine-tests]
     work_pool: *docker_children
 """

@@ -25,7 +25,7 @@ from deployments import (
 )
 from deployments.commands._processes import TemporaryServer
 from tests.engine.faults.conftest import InProcess, is_alive, pid_of
-from tests.engine.faults.flows import Renamed, echo, region, slow, step, variadic
+from tests.engine.faults.steps import Renamed, echo, region, slow, step, variadic
 from tests.engine.waiting import children_of, read_graph, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]

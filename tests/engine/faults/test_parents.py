@@ -22,7 +22,7 @@ from deployments.commands._manifest import Manifest
 from deployments.commands._processes import temporary_server, temporary_worker
 from tests.engine.conftest import LOCAL, MANIFEST, deploy
 from tests.engine.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
-from tests.engine.faults.flows import region, silent, step
+from tests.engine.faults.steps import region, silent, step
 from tests.engine.waiting import assert_truthful, children_of, ended, in_states, outcome, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]

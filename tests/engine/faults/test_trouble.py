@@ -23,8 +23,8 @@ from deployments.commands._processes import (
 )
 from deployments.runtime._watch import Watcher
 from tests.engine.faults.conftest import InProcess, deploy_faults
-from tests.engine.faults.flows import step
 from tests.engine.faults.proxy import FaultyProxy
+from tests.engine.faults.steps import step
 from tests.engine.waiting import children_of, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
