@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,10 +85,14 @@ class Deployment(BaseModel):
         Raises:
             ValueError: It can't be imported.
         """
+        # Prefect leaves the file's directory there, where a `docker.py` would hide the package.
+        path = sys.path.copy()
         try:
             return load_flow_from_entrypoint(self.entrypoint, use_placeholder_flow=False)
         except Exception as error:
             raise ValueError(f"{self.entrypoint} can't be imported: {error!r}") from error
+        finally:
+            sys.path[:] = path
 
 
 class Definitions(BaseModel):

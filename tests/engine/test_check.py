@@ -223,6 +223,13 @@ def test_the_workers_of_compose_are_compared_with_the_work_pools(
     assert findings(tmp_path) == [f"docker/compose.yaml: {each}" for each in expected]
 
 
+def test_a_file_beside_a_flow_hides_no_package(tmp_path: Path) -> None:
+    """Such as Docker's, which `up` builds the image with."""
+    path = sys.path.copy()
+    assert findings_of(tmp_path, "", "step") == []
+    assert sys.path == path
+
+
 def test_a_work_pool_of_another_kind_needs_no_service(tmp_path: Path) -> None:
     """Its workers are elsewhere, or it needs none."""
     (tmp_path / "docker").mkdir()
