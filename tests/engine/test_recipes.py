@@ -401,7 +401,7 @@ class Engine(http.server.BaseHTTPRequestHandler):
 
 
 async def test_deploying_from_ci(client: PrefectClient, project: Project, tmp_path: Path) -> None:
-    """Docker's Engine and command are stand-ins: tests/engine/docker has real ones."""
+    """Docker's Engine and command are stand-ins: tests/engine/containers has real ones."""
     said = tmp_path / "said"
     (tmp_path / "docker").write_text(f'#!/bin/bash\necho "$*" >>{said}\n')
     (tmp_path / "docker").chmod(0o755)

@@ -1,4 +1,4 @@
-"""What `make up` refuses without any Docker Engine; the stack itself is in tests/engine/docker."""
+"""What `make up` refuses without any Docker Engine; the stack itself is in tests/engine/containers."""
 
 import os
 import socket

@@ -44,7 +44,7 @@ def test_every_command_is_known_here() -> None:
         "make deploy",
         "prefect worker start --pool local",
         "prefect deployment run flight-delays/local --param month=2 --watch",
-        # tests/engine/docker
+        # tests/engine/containers
         "make up",
         "export PREFECT_API_URL=http://127.0.0.1:4200/api",
         ".venv/bin/prefect deployment run flight-delays/docker --watch",

@@ -8,7 +8,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from deployments.commands._processes import free_port
 from tests.engine.conftest import inner_env
-from tests.engine.docker.engine import docker, find_images, running_engine
+from tests.engine.containers.engine import docker, find_images, running_engine
 
 SECRET = "a-secret-of-this-machine"  # noqa: S105
 # Flows that go wrong as they are told, added as a user would add flows.

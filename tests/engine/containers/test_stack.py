@@ -17,8 +17,8 @@ from prefect.deployments import arun_deployment
 from prefect.states import Cancelling
 
 from deployments.commands._server_log import find_errors
-from tests.engine.docker.conftest import SECRET, Stack, no_container_is_left
-from tests.engine.docker.engine import docker
+from tests.engine.containers.conftest import SECRET, Stack, no_container_is_left
+from tests.engine.containers.engine import docker
 from tests.engine.waiting import children_of, ended, in_states, outcome, read_graph, wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
