@@ -1,4 +1,4 @@
-"""What `make up` refuses without any Docker Engine; the stack itself is in tests/engine/containers."""
+"""What `make up` refuses without any Docker Engine; the stack itself: containers/."""
 
 import os
 import socket

@@ -20,8 +20,8 @@ from deployments.runtime import read_all
 
 T = TypeVar("T")
 
-# Now and then a writer of the embedded SQLite waits for all of the 60 s that Prefect's server lets
-# it wait (`PRAGMA busy_timeout`), and so do those after it.
+# On Python 3.11, a server on SQLite may stand still for 60 s, and may do so twice: its garbage
+# collector drops a cursor that failed, and waits for a connection that waits for the lock.
 SECONDS = 300
 
 
