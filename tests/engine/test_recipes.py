@@ -262,6 +262,7 @@ async def test_a_notification_when_a_parent_fails(client: PrefectClient, alerts:
     assert all(SECRET not in run.model_dump_json() for run in runs)
 
 
+@pytest.mark.slow
 async def test_development_and_production(client: PrefectClient, project: Project) -> None:
     project.run(commands_of("Development and production")[0])
     for stage in ("dev", "prod"):
@@ -288,6 +289,7 @@ async def test_development_and_production_on_two_servers(
                 assert other.api_url != client.api_url
 
 
+@pytest.mark.slow
 async def test_a_fan_out_over_hundreds(client: PrefectClient) -> None:
     parent = await run("load-all/local", days=5, at_once=2)
     assert parent.state is not None
@@ -297,6 +299,7 @@ async def test_a_fan_out_over_hundreds(client: PrefectClient) -> None:
     assert most_at_once(runs) == 2
 
 
+@pytest.mark.slow
 async def test_a_childs_result_for_several_parents(client: PrefectClient) -> None:
     children: list[list[str]] = []
     for _ in range(2):

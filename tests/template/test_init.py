@@ -70,6 +70,7 @@ def test_nothing_speaks_of_the_example(project: Path) -> None:
         "flows/__init__.py",
         "flows/greet.py",
         "flows/greet_all.py",
+        "tests/flows/__init__.py",
         "tests/flows/test_greet_all.py",
     ]
 
