@@ -83,7 +83,8 @@ def _tree(repository: Path, commit: str, folder: str) -> str:
 
 def _replace(newer: Path) -> None:
     for folder in FOLDERS:
-        shutil.rmtree(ROOT / folder)
+        if (ROOT / folder).exists():
+            shutil.rmtree(ROOT / folder)
         for name in _git(newer, "ls-files", "-z", folder).split("\0")[:-1]:
             (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(newer / name, ROOT / name)
@@ -95,7 +96,10 @@ def _requirements(newer: Path) -> list[str]:
     theirs, ours = (
         {
             requirement
-            for several in (project["dependencies"], *project["optional-dependencies"].values())
+            for several in (
+                project.get("dependencies", []),
+                *project.get("optional-dependencies", {}).values(),
+            )
             for requirement in several
         }
         for project in (
