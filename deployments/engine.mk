@@ -57,7 +57,7 @@ update: .venv/installed
 
 lock: .venv/installed
 	$(COMPILE) -o requirements.txt
-	$(COMPILE) --extra dev -c requirements.txt -o requirements-dev.txt
+	$(COMPILE) --all-extras -c requirements.txt -o requirements-dev.txt
 
 clean:
 	rm -rf .venv $(OTHER) .mypy_cache .pytest_cache .ruff_cache

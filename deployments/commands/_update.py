@@ -98,7 +98,7 @@ def _requirements(newer: Path) -> list[str]:
             requirement
             for several in (
                 project.get("dependencies", []),
-                *project.get("optional-dependencies", {}).values(),
+                project.get("optional-dependencies", {}).get("dev", []),
             )
             for requirement in several
         }

@@ -13,13 +13,13 @@ ENGINE = ("deployments/", "tests/engine/")
 TEMPLATE = ("flows", "data", "benchmarks", "tests/flows", ".github/run-graph.png", "tests/template")
 KEBAB = "[a-z][a-z0-9]*(-[a-z0-9]+)*"
 SNAKE = "[a-z][a-z0-9]*(_[a-z0-9]+)*"
-# In pyproject.toml: the template's name and licence, and its tools for what is taken out.
+# In pyproject.toml: the template's name and licence, and what is said of what is taken out.
 PYPROJECT = (
     (r'(?m)^name = ".*"$', 'name = "{package}"'),
     (r'(?m)^description = ".*"$', 'description = "Prefect parent flows and their children."'),
     (r'(?m)^license = ".*"\n', ""),
     (r'"benchmarks", ', ""),
-    (r'"leather", ', ""),
+    (r"(?m)^bench = .*\n", ""),
     (r'(?m)^"benchmarks/\*" = .*\n', ""),
 )
 DONE = """\

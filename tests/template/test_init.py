@@ -141,7 +141,8 @@ def test_a_project_of_an_older_template_takes_a_newer_engine(
     changelog = (ROOT / "deployments" / "CHANGELOG.md").read_text()
     newest, text = re.findall(r"(?m)^## (\S+)\n\n(.*)", changelog)[0]
     assert f"The engine is {newest} now; it was 0.1.0.\n\n## {newest}\n\n{text}" in told
-    assert "pyproject.toml: the engine is tested with 'prefect-docker'" in told
+    lacking = re.findall("the engine is tested with '(.*)': take it over, and `make lock`", told)
+    assert lacking == ["prefect-docker"]
     assert ("deployments/ had changes that no engine has" in told) == edited
     changed = git(path, "diff", "--cached", "--name-only").split()
     assert {"deployments/commands/_gone.py", "tests/engine/test_auth.py"} < set(changed)
