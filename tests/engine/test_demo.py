@@ -21,7 +21,7 @@ from tests.engine.waiting import processes_of, wait_until
 from tests.engine.words import Size, Sizes
 
 DEMO = [".venv/bin/python", "-m", "deployments", "demo"]
-SECONDS = 180
+SECONDS = 300
 
 
 def demo(checkout: Path, env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -28,7 +28,7 @@ from deployments.commands._manifest import ROOT, Manifest, WorkPool
 from deployments.commands._processes import TemporaryServer
 from deployments.runtime import Returns, read_value
 from tests.engine.conftest import MANIFEST
-from tests.engine.waiting import children_of, ended, in_states, read_graph, wait_for
+from tests.engine.waiting import SECONDS, children_of, ended, in_states, read_graph, wait_for
 from tests.engine.words import Sizes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker")]
@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("worker")]
 
 async def run_parent(parameters: dict[str, Any]) -> FlowRun:
     return await arun_deployment(
-        "measure-all/local", parameters=parameters, timeout=120, poll_interval=0.5
+        "measure-all/local", parameters=parameters, timeout=SECONDS, poll_interval=0.5
     )
 
 

@@ -20,7 +20,7 @@ def anyio_backend():
 
 @pytest.mark.anyio
 async def test_it(prefect_server, worker):
-    run = await arun_deployment("measure-all/local", timeout=120, poll_interval=0.5)
+    run = await arun_deployment("measure-all/local", timeout=300, poll_interval=0.5)
     assert run.state.is_completed(), run.state
     Path({started!r}).touch()
     await asyncio.sleep(600)

@@ -44,7 +44,7 @@ async def wait_for(
     return value
 
 
-def wait_until(true: Callable[[], bool], what: str, seconds: float = 180) -> None:
+def wait_until(true: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"

@@ -11,7 +11,7 @@ from tests.engine.waiting import children_of, read_graph
 
 @pytest.mark.anyio
 async def test_the_parent_reports_on_its_airports(worker: object) -> None:
-    parent = await arun_deployment("flight-delays/local", timeout=120, poll_interval=0.5)
+    parent = await arun_deployment("flight-delays/local", timeout=300, poll_interval=0.5)
     async with get_client() as client:
         children = {run.name: run for run in await children_of(client, parent)}
         graph = await read_graph(client, parent)

@@ -22,7 +22,7 @@ from deployments.commands._processes import temporary_server, temporary_worker
 from tests.engine.conftest import MANIFEST
 from tests.engine.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
 from tests.engine.faults.steps import step
-from tests.engine.waiting import children_of, ended, in_states, outcome, wait_for
+from tests.engine.waiting import SECONDS, children_of, ended, in_states, outcome, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -55,7 +55,7 @@ async def test_children_are_cancelled_while_they_start(
         results = (run.result() for run in runs)
         outcomes.extend(await asyncio.gather(*results, return_exceptions=True))
 
-    await asyncio.wait_for(in_process(code), 120)
+    await asyncio.wait_for(in_process(code), SECONDS)
     assert {type(each) for each in outcomes} <= {ChildCancelled, ChildCrashed}, outcomes
 
 
@@ -98,7 +98,7 @@ async def test_parent_is_killed_with_children_at_every_stage(client: PrefectClie
     async def all_gone() -> bool:
         return not any(is_alive(pid) for pid in pids)
 
-    await wait_for(all_gone, "no process is left", 60)
+    await wait_for(all_gone, "no process is left")
 
 
 async def test_a_suspended_parent_is_cancelled(client: PrefectClient) -> None:

@@ -26,7 +26,7 @@ from deployments import (
 from deployments.commands._processes import TemporaryServer
 from tests.engine.faults.conftest import InProcess, is_alive, pid_of
 from tests.engine.faults.steps import Renamed, echo, region, slow, step, variadic
-from tests.engine.waiting import children_of, read_graph, wait_for
+from tests.engine.waiting import SECONDS, children_of, read_graph, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -232,7 +232,7 @@ async def test_a_paused_deployment_still_runs_when_called(
     deployment = await client.read_deployment_by_name("step/local")
 
     async def code() -> int:
-        return await child(step, timeout=60)("called")
+        return await child(step, timeout=SECONDS)("called")
 
     await client.pause_deployment(deployment.id)
     try:
