@@ -87,7 +87,7 @@ class Bench:
         """Run a parent whose children are completed by a simulated worker."""
         log = self.server.home / "simulated-worker.log"
         with run_process(
-            ["benchmarks.simulated_worker"],
+            ["-m", "benchmarks.simulated_worker"],
             env={**self.server.env, "PYTHONPATH": str(ROOT)},
             log=log,
             ready=lambda: "ready" in log.read_text(),

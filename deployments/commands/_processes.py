@@ -78,7 +78,8 @@ def temporary_server(
     port = port or free_port()
     api_url = f"http://127.0.0.1:{port}/api"
     env = _env(home) | {"PREFECT_API_URL": api_url}
-    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    prefect_command = str(Path(__file__).with_name("_server.py"))
+    command = [prefect_command, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
 
     def healthy() -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{api_url}/health"):  # noqa: S310
@@ -129,7 +130,7 @@ def temporary_worker(server: TemporaryServer, pool: str) -> Iterator[subprocess.
     Raises:
         RuntimeError: It did not come up.
     """
-    command = ["prefect", "worker", "start", "--pool", pool]
+    command = ["-m", "prefect", "worker", "start", "--pool", pool]
     log = server.home / f"worker-{pool}.log"
     with run_process(
         command, env=server.env, log=log, ready=lambda: b"started!" in log.read_bytes()
@@ -141,10 +142,10 @@ def temporary_worker(server: TemporaryServer, pool: str) -> Iterator[subprocess.
 def run_process(
     command: list[str], *, env: Mapping[str, str], log: Path, ready: Callable[[], bool]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a Python module as a process of its own process group, in the log's directory.
+    """Run Python as a process of its own process group, in the log's directory.
 
     Args:
-        command: The module, and its arguments.
+        command: The interpreter's arguments.
         env: Its whole environment.
         log: The file that gets its output.
         ready: Says that it is up.
@@ -154,7 +155,7 @@ def run_process(
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [sys.executable, *command],
             env=dict(env),
             cwd=log.parent,  # not the checkout: `.env` there is the user's own
             stdin=subprocess.DEVNULL,

@@ -20,8 +20,7 @@ from deployments.runtime import read_all
 
 T = TypeVar("T")
 
-# On Python 3.11, a server on SQLite may stand still for 60 s, and may do so twice: its garbage
-# collector drops a cursor that failed, and waits for a connection that waits for the lock.
+# A machine with two cores that does other things meanwhile takes its time.
 SECONDS = 300
 
 

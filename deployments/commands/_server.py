@@ -1,0 +1,31 @@
+"""Prefect's own command, for a server on SQLite that does not stand still on Python 3.11.
+
+There the garbage collector, when it drops a cursor whose statement failed, waits until its
+connection is free (`sqlite3_reset`, under a mutex). It waits in the event loop, for a connection
+that waits for the lock, up to Prefect's `PRAGMA busy_timeout` of 60 s, while the lock's owner
+waits for the event loop. In a thread of its own it holds nobody up. From Python 3.12 on, nothing
+is left to drop.
+"""
+
+import gc
+import runpy
+import sys
+import threading
+import time
+
+COLLECT_SECONDS = 5.0
+
+
+def collect_garbage() -> None:
+    """Collect what the interpreter would, for ever."""
+    while True:
+        time.sleep(COLLECT_SECONDS)
+        gc.collect()
+
+
+if __name__ == "__main__":
+    if sys.version_info < (3, 12):
+        gc.disable()
+        threading.Thread(target=collect_garbage, daemon=True).start()
+    del sys.path[0]  # this folder
+    runpy.run_module("prefect", run_name="__main__", alter_sys=True)
