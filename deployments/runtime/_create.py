@@ -156,7 +156,7 @@ class Creator:
             failed: State[Any] = Failed(message=str(refusal))
             await self._server.ask(
                 lambda client: client.set_task_run_state(
-                    request.fields["parent_task_run_id"], failed, force=True
+                    UUID(request.fields["parent_task_run_id"]), failed, force=True
                 )
             )
             raise refusal from error
