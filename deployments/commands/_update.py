@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import tempfile
 import tomllib
 from pathlib import Path
 
 from packaging.version import Version
 
+from deployments.commands._git import git, require_clean
 from deployments.commands._manifest import ROOT
 
 # The folders that the engine is. What is in them is the engine's, all else is the project's.
@@ -31,22 +31,18 @@ def update(source: str, ref: str | None) -> str:
     """
     if not source:
         raise ValueError("say where the newer engine is: make update FROM=<git url or path>")
-    if changes := _git(ROOT, "status", "--porcelain"):
-        raise ValueError(
-            f"there are changes that are not committed, such as {changes.splitlines()[0].strip()}: "
-            "commit or stash them first"
-        )
+    require_clean(ROOT)
     with tempfile.TemporaryDirectory(prefix="engine-") as directory:
         newer = Path(directory)
-        _git(ROOT, "clone", "--quiet", source, str(newer))
+        git(ROOT, "clone", "--quiet", source, str(newer))
         if ref:
-            _git(newer, "checkout", "--quiet", ref)
+            git(newer, "checkout", "--quiet", ref)
         before, after = read_version(ROOT), read_version(newer)
         if after < before:
             raise ValueError(f"the engine there is {after}, older than this one, {before}")
         edited = _edited(newer)
         _replace(newer)
-        if not _git(ROOT, "status", "--porcelain"):
+        if not git(ROOT, "status", "--porcelain"):
             return f"This is the engine of {source} already, {after}."
         return "\n".join(_tell(before, after, edited, _requirements(newer)))
 
@@ -72,23 +68,23 @@ def _edited(newer: Path) -> list[str]:
         if _tree(ROOT, "HEAD", folder)
         not in {
             _tree(newer, commit, folder)
-            for commit in _git(newer, "log", "--format=%H", "HEAD", "--", folder).split()
+            for commit in git(newer, "log", "--format=%H", "HEAD", "--", folder).split()
         }
     ]
 
 
 def _tree(repository: Path, commit: str, folder: str) -> str:
-    return _git(repository, "ls-tree", "-d", commit, folder)
+    return git(repository, "ls-tree", "-d", commit, folder)
 
 
 def _replace(newer: Path) -> None:
     for folder in FOLDERS:
         if (ROOT / folder).exists():
             shutil.rmtree(ROOT / folder)
-        for name in _git(newer, "ls-files", "-z", folder).split("\0")[:-1]:
+        for name in git(newer, "ls-files", "-z", folder).split("\0")[:-1]:
             (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(newer / name, ROOT / name)
-    _git(ROOT, "add", "--all", *FOLDERS)  # staged: new files are in the diff, too
+    git(ROOT, "add", "--all", *FOLDERS)  # staged: new files are in the diff, too
 
 
 def _requirements(newer: Path) -> list[str]:
@@ -117,7 +113,7 @@ def _tell(before: Version, after: Version, edited: list[str], required: list[str
         start = text.index(f"## {after}")
         end = text.find(f"## {before}")
         lines += ["", text[start : None if end < 0 else end].rstrip()]
-    lines += ["", _git(ROOT, "diff", "--cached", "--stat").rstrip(), ""]
+    lines += ["", git(ROOT, "diff", "--cached", "--stat").rstrip(), ""]
     lines += [
         f"{folder}/ had changes that no engine has: they are gone from it, and in the diff."
         for folder in edited
@@ -131,12 +127,3 @@ def _tell(before: Version, after: Version, edited: list[str], required: list[str
         "See it: git diff --cached. Try it: make check && make test. Keep it: git commit. "
         "Undo it: git reset --hard.",
     ]
-
-
-def _git(repository: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=repository, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise ValueError(f"`git {' '.join(arguments)}` failed: {' '.join(done.stderr.split())}")
-    return done.stdout

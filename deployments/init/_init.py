@@ -2,13 +2,13 @@
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from deployments.commands._git import git, require_clean
+from deployments.commands._manifest import ROOT
+from deployments.commands._update import FOLDERS
+
 STARTER = Path(__file__).parent / "starter"
-# What a newer engine replaces says nothing of the project.
-ENGINE = ("deployments/", "tests/engine/")
 # What only the template has. It is a fresh clone as long as the last one is there.
 TEMPLATE = ("flows", "data", "benchmarks", "tests/flows", ".github/run-graph.png", "tests/template")
 KEBAB = "[a-z][a-z0-9]*(-[a-z0-9]+)*"
@@ -47,15 +47,11 @@ def start_project(name: str = "") -> str:
             f"NAME must be like acme-pipelines or acme_pipelines, not {name!r}: "
             "make init NAME=acme-pipelines"
         )
-    if not _git("ls-files", TEMPLATE[-1]):
+    if not git(ROOT, "ls-files", TEMPLATE[-1]):
         raise ValueError("this is no fresh clone of the template: it was made a project before")
-    if changes := _git("status", "--porcelain"):
-        raise ValueError(
-            f"there are changes that are not committed, such as {changes.splitlines()[0].strip()}: "
-            "commit or stash them first"
-        )
+    require_clean(ROOT)
     kebab, snake = name.replace("_", "-"), name.replace("-", "_")
-    _git("rm", "-r", "--quiet", *TEMPLATE)  # not what git ignores, such as an `.env`
+    git(ROOT, "rm", "-r", "--quiet", *TEMPLATE)  # not what git ignores, such as an `.env`
     _declare()
     shutil.copytree(STARTER, ROOT, dirs_exist_ok=True, ignore=lambda *_: {"deployments.yaml"})
     _edit_pyproject(snake)
@@ -65,15 +61,6 @@ def start_project(name: str = "") -> str:
     if (installed := ROOT / ".venv" / "installed").exists():
         installed.touch()  # the lock has another name in its comments, and is the same
     return DONE.format(name=kebab)
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise ValueError(f"`git {' '.join(arguments)}` failed: {done.stderr.strip()}")
-    return done.stdout
 
 
 def _declare() -> None:
@@ -95,11 +82,12 @@ def _edit_pyproject(package: str) -> None:
 
 
 def _rename(name: str) -> None:
-    """Say the project's name wherever the template's stands."""
+    """Say the project's name wherever the template's stands: not in the engine."""
+    engine = tuple(f"{folder}/" for folder in FOLDERS)
     (old,) = re.findall(r"(?m)^name: (?:&\w+ )?(.+)$", (ROOT / "prefect.yaml").read_text())
-    for file in _git("ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+    for file in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
         path = ROOT / file
-        if file.startswith(ENGINE) or not path.is_file():
+        if file.startswith(engine) or not path.is_file():
             continue
         content = path.read_bytes()
         if old.encode() in content:

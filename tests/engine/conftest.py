@@ -2,6 +2,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,20 @@ def copy_repository(copy: Path, *without: str) -> Path:
 
 def replace(file: Path, old: str, new: str) -> None:
     file.write_text(file.read_text().replace(old, new))
+
+
+def run_command(
+    arguments: list[str], cwd: Path, env: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of a project's engine, with this environment's Python."""
+    return subprocess.run(
+        [sys.executable, "-m", "deployments", *arguments],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture

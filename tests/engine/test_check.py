@@ -1,7 +1,6 @@
 """`check`: prefect.yaml against the code, without any server."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from deployments.commands._calls import find_child_calls
 from deployments.commands._check import check_manifest
 from deployments.commands._manifest import Manifest
 from deployments.commands._returns import check_return
-from tests.engine.conftest import MANIFEST
+from tests.engine.conftest import MANIFEST, run_command
 from tests.engine.words import measure_all
 
 HEADER = """\
@@ -539,14 +538,7 @@ def test_a_child_that_does_not_persist_its_result_is_found(tmp_path: Path) -> No
 
 
 def test_the_command_says_so_and_ends_with_0(checkout: Path, clean_env: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "deployments", "check"],
-        cwd=checkout,
-        env=clean_env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_command(["check"], checkout, clean_env)
     assert done.returncode == 0, done.stderr
     assert "agree" in done.stderr
 
@@ -557,14 +549,7 @@ def test_deploy_refuses_what_check_refuses(checkout: Path, clean_env: dict[str, 
     env = clean_env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}  # nobody is there
     said = {}
     for command in ("check", "deploy"):
-        done = subprocess.run(
-            [sys.executable, "-m", "deployments", command],
-            cwd=checkout,
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_command([command], checkout, env)
         assert done.returncode == 1
         said[command] = done.stderr.splitlines()
     lacks = (

@@ -17,11 +17,10 @@ import pytest
 from pydantic import BaseModel
 
 from deployments.commands._print import print_json, print_tables
-from tests.engine.waiting import processes_of, wait_until
+from tests.engine.waiting import SECONDS, processes_of, wait_until
 from tests.engine.words import Size, Sizes
 
 DEMO = [".venv/bin/python", "-m", "deployments", "demo"]
-SECONDS = 300
 
 
 def demo(checkout: Path, env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

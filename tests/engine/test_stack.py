@@ -11,7 +11,7 @@ import pytest
 
 from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._stack import read_names, read_port, require_port
-from tests.engine.conftest import MANIFEST
+from tests.engine.conftest import MANIFEST, run_command
 
 
 @pytest.fixture
@@ -125,14 +125,7 @@ def test_down_asks_for_what_has_the_names_of_the_manifest(
     (docker.parent / "answer").write_text("75a57a379ee4\n")
     env = clean_env | {"PATH": os.environ["PATH"]}
     for command in ("check", "down"):
-        done = subprocess.run(
-            [sys.executable, "-m", "deployments", command],
-            cwd=checkout,
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_command([command], checkout, env)
         assert done.returncode == 0, done.stderr
     compose = "compose -f docker/compose.yaml"
     assert [each for each in docker.read_text().splitlines() if "version" not in each] == [

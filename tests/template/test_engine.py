@@ -1,14 +1,13 @@
 """The engine's tests prove what ships, and the engine knows nothing of the project around it."""
 
 import subprocess
-import sys
 from typing import Any
 
 import pytest
 import yaml
 
 from deployments.commands._manifest import ROOT
-from tests.engine.conftest import MANIFEST
+from tests.engine.conftest import MANIFEST, run_command
 
 TEXT = (ROOT / "prefect.yaml").read_text()
 SHIPPED: dict[str, Any] = yaml.safe_load(TEXT)
@@ -52,14 +51,7 @@ def test_the_engine_knows_nothing_of_the_project(name: str) -> None:
 
 def test_the_manifest_and_the_flows_agree(clean_env: dict[str, str]) -> None:
     """In a process of its own, where `flows` is no other module than the user's."""
-    done = subprocess.run(
-        [sys.executable, "-m", "deployments", "check"],
-        cwd=ROOT,
-        env=clean_env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_command(["check"], ROOT, clean_env)
     assert done.returncode == 0, done.stderr
 
 

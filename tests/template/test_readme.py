@@ -12,12 +12,11 @@ from pathlib import Path
 from deployments.commands._manifest import ROOT
 from deployments.commands._processes import free_port
 from deployments.commands._server_log import check_server_log
-from tests.engine.waiting import wait_until
+from tests.engine.waiting import SECONDS, wait_until
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.removeprefix("$ ") for block in BLOCKS for line in block.splitlines()]
-SECONDS = 300
 
 
 def bash(script: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -23,8 +23,6 @@ from tests.engine.waiting import children_of, ended, in_states, outcome, read_gr
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
 
-SECONDS = 300
-
 
 async def cancel(client: PrefectClient, run: FlowRun) -> None:
     """As the UI does."""
@@ -56,7 +54,7 @@ async def test_the_parent_runs_its_children_in_containers(
     stack: Stack, client: PrefectClient
 ) -> None:
     parent = await arun_deployment("measure-all/docker", timeout=0)
-    parent = await ended(client, parent, SECONDS)
+    parent = await ended(client, parent)
     assert parent.state is not None
     assert parent.state.is_completed(), parent.state
     children = {run.name: run for run in await children_of(client, parent)}
@@ -83,7 +81,7 @@ def test_the_ui_is_served(stack: Stack) -> None:
 
 async def test_a_parent_as_a_process_of_the_stack(stack: Stack, client: PrefectClient) -> None:
     parent = await arun_deployment("measure-all/local", timeout=0)
-    parent = await ended(client, parent, SECONDS)
+    parent = await ended(client, parent)
     assert parent.state is not None
     assert parent.state.is_completed(), parent.state
 
@@ -156,7 +154,7 @@ async def test_a_child_that_ends_badly_is_told_and_leaves_no_container(
     if harm:
         (child,) = await in_states(client, parent, "Running")
         await harm(client, child)
-    parent = await ended(client, parent, SECONDS)
+    parent = await ended(client, parent)
     (child,) = await children_of(client, parent)
     assert child.state is not None
     assert (child.state.name, message in str(child.state.message)) == (state, True), child.state
@@ -170,7 +168,7 @@ async def test_a_cancelled_parent_leaves_no_container(stack: Stack, client: Pref
     parent = await start([{"name": name, "do": "hold"} for name in "abc"])
     await in_states(client, parent, "Running", "Running", "Running")
     await cancel(client, parent)
-    parent = await ended(client, parent, SECONDS)
+    parent = await ended(client, parent)
     assert parent.state_name == "Cancelled"
     assert {state for _, state in await outcome(client, parent)} == {"Cancelled"}
     await wait_for(no_container_is_left, "its containers are removed")
@@ -180,7 +178,7 @@ async def test_a_killed_parent_leaves_no_container(stack: Stack, client: Prefect
     parent = await start([{"name": name, "do": "hold"} for name in "ab"])
     await in_states(client, parent, "Running", "Running")
     await kill(client, await client.read_flow_run(parent.id))
-    parent = await ended(client, parent, SECONDS)
+    parent = await ended(client, parent)
     assert parent.state_name == "Crashed"
     assert {state for _, state in await outcome(client, parent)} == {"Cancelled"}
     await wait_for(no_container_is_left, "its containers are removed")
@@ -203,7 +201,7 @@ async def test_a_service_is_restarted_midway(
     await in_states(client, parent, "Running", "Running")
     await asyncio.to_thread(docker, "restart", stack.container(service))
     release(stack, service)
-    parent = await ended(client, parent, SECONDS)
+    parent = await ended(client, parent)
     assert parent.state is not None
     assert parent.state.is_completed(), parent.state
     assert await outcome(client, parent) == [("a", "Completed"), ("b", "Completed")]
