@@ -100,6 +100,7 @@ def test_its_demo_is_its_own_parent(project: Path) -> None:
     assert '"Hello, Eve!"' in told
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass(project: Path) -> None:
     assert "3 passed" in succeed(project, "make", "test", "ARGS=tests/flows")
 
@@ -117,6 +118,7 @@ def test_continuous_integration_passes(project: Path) -> None:
     assert len(re.findall(r"\d+ passed", told)) == 2, told
 
 
+@pytest.mark.slow
 def test_the_command_can_be_removed_after_use(project: Path, tmp_path: Path) -> None:
     path = clone(project, tmp_path / "clone")
     shutil.rmtree(path / "deployments" / "init")
@@ -124,6 +126,7 @@ def test_the_command_can_be_removed_after_use(project: Path, tmp_path: Path) -> 
     assert " passed" in succeed(path, "make", "test", "ARGS=tests/engine/test_house.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edited", [False, True])
 def test_a_project_of_an_older_template_takes_a_newer_engine(
     template: Path, tmp_path: Path, edited: bool
