@@ -188,7 +188,7 @@ async def test_a_schedule_makes_runs_that_run(
             "name": "local",
             "job_variables": {
                 "working_dir": str(ROOT),
-                "command": ".venv/bin/python -m prefect.engine",
+                "command": ".venv/bin/python -I -S deployments/warm_start.py",
             },
         },
     }

@@ -62,7 +62,7 @@ def results(
                     "work_queue_name": "children",
                     "job_variables": {
                         "working_dir": directory,
-                        "command": ".venv/bin/python -m prefect.engine",
+                        "command": ".venv/bin/python -I -S deployments/warm_start.py",
                     },
                 },
             }

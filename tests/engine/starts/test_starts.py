@@ -1,0 +1,191 @@
+"""A run that is forked from the warm process is as one in a new interpreter."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sysconfig
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import get_client
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.deployments import arun_deployment
+
+from deployments.commands._deploy import run_prefect_deploy
+from deployments.commands._manifest import ROOT, Manifest
+from deployments.commands._processes import TemporaryServer, temporary_worker
+from deployments.runtime._orphans import cancel_run
+from tests.engine.conftest import deploy
+from tests.engine.faults.conftest import is_alive, pid_of
+from tests.engine.waiting import wait_for, wait_until
+
+FILE = Path(__file__).with_name("prefect.yaml")
+STUB = ROOT / "deployments" / "warm_start.py"
+WAYS = ("cold", "warm")
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def worker(prefect_server: TemporaryServer) -> Iterator[subprocess.Popen[bytes]]:
+    asyncio.run(deploy(prefect_server, Manifest.load(FILE), "--all", "--prefect-file", str(FILE)))
+    with temporary_worker(prefect_server, "starts") as process:
+        yield process
+
+
+@pytest.fixture
+async def client(worker: subprocess.Popen[bytes]) -> AsyncIterator[PrefectClient]:
+    async with get_client() as client:
+        yield client
+
+
+async def run(name: str, env: dict[str, str] | None = None, **parameters: Any) -> FlowRun:
+    """Run a deployment until its end."""
+    return await arun_deployment(
+        name, parameters=parameters, job_variables={"env": env or {}}, poll_interval=0.5
+    )
+
+
+async def result(flow_run: FlowRun) -> Any:
+    assert flow_run.state is not None
+    return await flow_run.state.aresult()
+
+
+async def process(way: str = "warm", env: dict[str, str] | None = None) -> dict[str, Any]:
+    """Return what a run's process is."""
+    flow_run = await run(f"process/{way}", env)
+    found: dict[str, Any] = await result(flow_run)
+    return found | {"known as": pid_of(flow_run)}
+
+
+async def test_it_finds_the_same_around_it(client: PrefectClient) -> None:
+    cold, warm = [await result(await run(f"surroundings/{way}")) for way in ("cold", "warm")]
+    cold["main"].pop("__warningregistry__", None)  # a warning of `python -m`
+    for name in cold:
+        assert warm[name] == cold[name], name
+
+
+async def test_it_ends_in_the_same_way(client: PrefectClient, tmp_path: Path) -> None:
+    hows = ["return", "raise", "exit", "leave", "interrupt", "segfault", "kill"]
+
+    async def both(how: str) -> list[tuple[Any, ...]]:
+        runs = [await run(f"end/{way}", how=how, file=str(tmp_path / how)) for way in WAYS]
+        return [told(each.state) for each in runs]
+
+    for how, (cold, warm) in zip(hows, await asyncio.gather(*map(both, hows)), strict=True):
+        assert warm == cold, how
+
+
+def told(state: State[Any] | None) -> tuple[Any, ...]:
+    assert state is not None
+    return state.type, state.name, state.message
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_it_in_the_same_way(
+    client: PrefectClient, tmp_path: Path, number: signal.Signals
+) -> None:
+    def send(flow_run: FlowRun) -> None:
+        os.kill(pid_of(flow_run), number)
+
+    assert await ended_by(client, tmp_path, "warm", send) == await ended_by(
+        client, tmp_path, "cold", send
+    )
+
+
+async def test_it_is_cancelled_in_the_same_way(client: PrefectClient, tmp_path: Path) -> None:
+    cold, warm = [await ended_by(client, tmp_path, way, None) for way in WAYS]
+    assert warm == cold
+
+
+async def ended_by(client: PrefectClient, tmp_path: Path, way: str, send: Any) -> tuple[Any, ...]:
+    """Return how a run ends that is sent something, or cancelled; then its process is gone."""
+    file = tmp_path / way
+    started = await arun_deployment(
+        f"end/{way}", parameters={"how": "hold", "file": str(file)}, timeout=0
+    )
+    wait_until(file.exists, "the run holds")
+    flow_run = await client.read_flow_run(started.id)
+    if send:
+        send(flow_run)
+    else:
+        await cancel_run(client, flow_run.id)
+    wait_until(lambda: not is_alive(int(file.read_text())), "the run's process is gone")
+
+    async def final() -> State[Any] | None:
+        state = (await client.read_flow_run(flow_run.id)).state
+        return state if state and state.is_final() else None
+
+    return told(await wait_for(final, "the run is final"))
+
+
+async def test_runs_are_forks_of_one_process(client: PrefectClient) -> None:
+    one, *others = await asyncio.gather(*(process() for _ in range(4)))
+    for other in others:
+        assert other["parent"] == one["parent"]
+        assert not set(other["random"]) & set(one["random"])
+    cold = await process("cold")
+    assert len({each["pid"] for each in (one, *others)}) == 4
+    assert cold["pid"] == cold["known as"]
+    assert one["pid"] != one["known as"]
+
+
+async def test_what_is_changed_is_seen_by_the_next_run(
+    client: PrefectClient, prefect_server: TemporaryServer, tmp_path: Path
+) -> None:
+    """Its code, `.env`, `prefect.toml` and environment."""
+    deployment = {
+        "name": "elsewhere",
+        "entrypoint": f"{tmp_path}/changing.py:process",
+        "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}],
+        "work_pool": {
+            "name": "starts",
+            "job_variables": {
+                "working_dir": str(tmp_path),
+                "command": f"{ROOT}/.venv/bin/python -I -S {STUB}",
+            },
+        },
+    }
+    file = tmp_path / "prefect.yaml"
+    file.write_text(json.dumps({"deployments": [deployment]}))
+    code = tmp_path / "changing.py"
+    code.write_text((FILE.parent / "flows.py").read_text())
+    options = ["--all", "--prefect-file", str(file)]
+    await asyncio.to_thread(run_prefect_deploy, prefect_server.env, *options)
+    before = await process("elsewhere")
+    code.write_text(code.read_text().replace('"pid": os.getpid()', '"pid": 0'))
+    (tmp_path / ".env").write_text("PREFECT_FLOWS_DEFAULT_RETRY_DELAY_SECONDS=7")
+    (tmp_path / "prefect.toml").write_text("[flows]\ndefault_retries = 2")
+    after = await process("elsewhere", {"REGION": "eu"})
+    assert after["parent"] == before["parent"]
+    names = ("pid", "retries", "delay", "region")
+    assert [before[name] for name in names[1:]] == [0, 0, None]
+    assert [after[name] for name in names] == [0, 2, 7, "eu"]
+
+
+async def test_a_changed_environment_has_a_new_process(client: PrefectClient) -> None:
+    before = (await process())["parent"]
+    installed = Path(sysconfig.get_path("purelib")) / "one-more.dist-info"
+    installed.mkdir()
+    try:
+        assert (await process())["parent"] != before
+    finally:
+        installed.rmdir()
+    wait_until(lambda: not is_alive(before), "the earlier process has ended")
+    early = {"PYTHONUTF8": "1"}  # the interpreter reads it at its start
+    assert (await process(env=early))["parent"] != (await process())["parent"]
+
+
+async def test_the_warm_process_dies(client: PrefectClient, tmp_path: Path) -> None:
+    """Its runs die with it, and are told; the next one has another."""
+    warm = (await process())["parent"]
+    state = await ended_by(client, tmp_path, "warm", lambda _: os.kill(warm, signal.SIGKILL))
+    assert state == await ended_by(
+        client, tmp_path, "cold", lambda run: os.kill(pid_of(run), signal.SIGKILL)
+    )
+    assert (await process())["parent"] != warm
