@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from prefect.deployments import arun_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
+from benchmarks.cost import cpu_seconds, megabytes, wait_for_ends
 from benchmarks.parent import read_children
 from benchmarks.report import Figures, Measured, plot, tabulate
 from deployments.commands._deploy import create_definitions, run_prefect_deploy
@@ -50,6 +50,12 @@ TIMES = 12
 LIMIT_SECONDS = 300.0
 WAIT_LIMIT_SECONDS = 900.0
 REAL = 8
+MANY_REAL = 40
+ROUNDS = 3
+# How processes start: as Prefect does by default, a new interpreter for each, the warm process.
+SIDES = ("plain", "cold", "ours")
+# Prefect's default, where prefect.toml has another.
+PLAIN_WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "10"}
 CANCELLED = 20
 
 # A method of Bench: by the side, the number of children and the limit in seconds.
@@ -96,24 +102,40 @@ class Bench:
 
     def real(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
         """Run a parent whose children run in processes of their own."""
-        before = _cpu_seconds()
-        with temporary_worker(self.server, side):
+        with self._worker(side) as worker:
+            before = cpu_seconds(worker)
             figures = self._measure(side, "wait", side, children, limit)
-        return figures | {"cpu_seconds": _cpu_seconds() - before}
+            wait_for_ends(worker)
+            after = cpu_seconds(worker)
+        return figures | {f"cpu_{each}": after[each] - before[each] for each in after}
+
+    def memory(self, side: str, _children: int, _limit: float = LIMIT_SECONDS) -> Measured:
+        """Run one child that does nothing for a while: how much memory its process takes."""
+        with self._worker(side) as worker:
+            asyncio.run(_start_sleep(f"sleep/{side}"))
+            return dict(megabytes(worker))
 
     def cancel(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
         """Cancel a parent: how long its children outlive it."""
         with temporary_worker(self.server, side):
             return asyncio.run(_cancel(f"{side}-sleepers/{side}", children, limit))
 
+    @contextlib.contextmanager
+    def _worker(self, side: str) -> Iterator[int]:
+        """Run a worker, the plain one with Prefect's defaults, and yield its process id."""
+        env = dict(self.server.env) | (PLAIN_WORKER if side == "plain" else {})
+        with temporary_worker(dataclasses.replace(self.server, env=env), side) as worker:
+            yield worker.pid
+
     def _measure(
         self, side: str, way: str, deployment: str, children: int, limit: float
     ) -> Measured:
         """Run one parent, and return what it took; or the limit, if it passed that."""
-        command = [sys.executable, "-m", "benchmarks.parent", side, way, deployment, str(children)]
+        pattern = "plain" if side == "plain" else "ours"
+        command = [sys.executable, "-m", "benchmarks.parent", pattern, way, deployment]
         try:
             done = subprocess.run(
-                command,
+                [*command, str(children)],
                 cwd=ROOT,
                 env=dict(self.server.env),
                 capture_output=True,
@@ -134,10 +156,13 @@ class Bench:
         return figures
 
 
-def _cpu_seconds() -> float:
-    """Return the CPU time of all processes that we started and that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+async def _start_sleep(name: str) -> None:
+    """Start a run that sleeps, and wait until it does."""
+    run = await arun_deployment(name, parameters={"seconds": 10}, timeout=0, as_subflow=False)
+    async with get_client() as client:
+        while run.state_type != StateType.RUNNING:
+            await asyncio.sleep(0.5)
+            run = await client.read_flow_run(run.id)
 
 
 async def _create_pools() -> None:
@@ -199,15 +224,32 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
         limit = min(TIMES * ours.get("seconds", LIMIT_SECONDS), LIMIT_SECONDS)
         measure(bench.create, side, children, limit)
 
+    def starts(bench: Bench) -> None:
+        """Measure the ways to start a process in turns, on one server, and keep the medians."""
+        for children, sides in ((REAL, SIDES), *([(MANY_REAL, SIDES[1:])] if full else [])):
+            rounds: dict[str, list[Measured]] = {side: [] for side in sides}
+            for _ in range(ROUNDS):
+                for side in sides:
+                    measure(bench.real, side, children)
+                    rounds[side].append(figures["real"][side][children])
+            for side, measured in rounds.items():
+                keys = [key for key, value in measured[0].items() if isinstance(value, float)]
+                figures["real"][side][children] = {
+                    key: statistics.median(each[key] for each in measured) for key in keys
+                } | {"rounds": [each["seconds"] for each in measured]}
+        for side in SIDES[1:]:
+            measure(bench.memory, side, 1)
+
     few = 20 if full else 10
     for side in ("ours", "plain"):
         with clean_bench(side) as bench:
             measure(bench.wait, side, few)
             measure(bench.idle, side, few)
-            measure(bench.real, side, REAL)
             create(bench, side, few)
             if full:
                 measure(bench.cancel, side, CANCELLED)
+    with clean_bench("ours") as bench:
+        starts(bench)
     if full:
         # A server each for hundreds: it is busy for long after it lost or cancelled them.
         for children in (100, 500):

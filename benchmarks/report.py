@@ -22,7 +22,12 @@ ROWS = [
     ("wait", "child's end to parent going on, p50 of {}", "delay_p50", "{:.2f} s"),
     ("wait", "  p95 of {}", "delay_p95", "{:.2f} s"),
     ("real", "{} children in processes", "seconds", "{:.1f} s"),
-    ("real", "  their CPU time", "cpu_seconds", "{:.1f} s"),
+    ("real", "  CPU time of their processes", "cpu_children", "{:.1f} s"),
+    ("real", "  CPU time of their worker", "cpu_worker", "{:.1f} s"),
+    ("real", "  CPU time of the server", "cpu_server", "{:.1f} s"),
+    ("memory", "memory of {} run", "run", "{:.0f} MB"),
+    ("memory", "  that it shares with nobody", "run_alone", "{:.0f} MB"),
+    ("memory", "memory of the warm process", "warm", "{:.0f} MB"),
     ("wait", "time per child, {} simulated children", "seconds_per_child", "{:.3f} s"),
     ("wait", "  the parent's memory", "megabytes", "{:.0f} MB"),
     ("cancel", "cancelled parent to last of {} children final", "seconds", "{:.1f} s"),
@@ -30,19 +35,20 @@ ROWS = [
 
 
 def tabulate(figures: Figures) -> Table:
-    """Put the plain pattern and ours side by side."""
+    """Put the plain pattern and ours side by side, and ours without the warm process."""
     table = Table("")
-    for title in ("plain run_deployment", "this template", "times"):
+    for title in ("plain run_deployment", "cold", "this template", "times"):
         table.add_column(title, justify="right")
     for what, label, key, written in ROWS:
         sides = figures.get(what, {})
-        plain, ours = sides.get("plain", {}), sides.get("ours", {})
-        for children in sorted({*plain, *ours}):
-            pair = [side.get(children, {}) for side in (plain, ours)]
+        for children in sorted({count for side in sides.values() for count in side}):
+            plain, cold, ours = [
+                sides.get(side, {}).get(children, {}) for side in ("plain", "cold", "ours")
+            ]
             table.add_row(
                 label.format(children),
-                *(_write(figure, key, written) for figure in pair),
-                _ratio(pair[0], pair[1], key),
+                *(_write(figure, key, written) for figure in (plain, cold, ours)),
+                _ratio(plain, ours, key),
             )
     return table
 
