@@ -10,7 +10,15 @@ from deployments.commands._update import FOLDERS
 
 STARTER = Path(__file__).parent / "starter"
 # What only the template has. It is a fresh clone as long as the last one is there.
-TEMPLATE = ("flows", "data", "benchmarks", "tests/flows", ".github/run-graph.png", "tests/template")
+TEMPLATE = (
+    "flows",
+    "data",
+    "benchmarks",
+    "tests/flows",
+    "tests/template",
+    ".github/run-graph.png",
+    ".github/children.png",
+)
 KEBAB = "[a-z][a-z0-9]*(-[a-z0-9]+)*"
 SNAKE = "[a-z][a-z0-9]*(_[a-z0-9]+)*"
 # In pyproject.toml: the template's name and licence, and what is said of what is taken out.

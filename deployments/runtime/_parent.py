@@ -20,6 +20,7 @@ from prefect.logging.loggers import flow_run_logger
 from deployments.runtime._call import Keys
 from deployments.runtime._cancel import Canceller
 from deployments.runtime._orphans import cancel_children, cancel_children_hook, name_all
+from deployments.runtime._page import Page
 from deployments.runtime._patience import Server, get_eager_client
 from deployments.runtime._submit import Submitter
 from deployments.runtime._watch import Watcher
@@ -40,9 +41,12 @@ class ParentRun:
         client: The client to wait for the children with, and to end them.
         server: The server for all else.
         flow_run: The parent's run.
+        page: Publish what is known of the children.
     """
 
-    def __init__(self, client: PrefectClient, server: Server, flow_run: FlowRun) -> None:
+    def __init__(
+        self, client: PrefectClient, server: Server, flow_run: FlowRun, *, page: bool
+    ) -> None:
         self.client = client
         self.flow_run = flow_run
         self.logger = flow_run_logger(flow_run)
@@ -50,7 +54,9 @@ class ParentRun:
         # Of the flow's `timeout_seconds`: Prefect cancels by a scope of anyio (`timeout_async`).
         deadline = anyio.current_effective_deadline()
         self.canceller = Canceller(server, deadline)
-        self.submitter = Submitter(server, flow_run.id, self.logger, self.canceller)
+        self._page = Page(server, flow_run, self.logger)
+        tell = self._page.add if page else lambda run, again: None
+        self.submitter = Submitter(server, flow_run.id, self.logger, self.canceller, tell)
         self.watcher = Watcher(client, self.logger, server.give_up_after)
         self._server = server
         self._loop = asyncio.get_running_loop()
@@ -105,6 +111,7 @@ class ParentRun:
                 self.logger.warning("The parent has ended, its children may run on: %r", problem)
             finally:
                 await self.watcher.close()
+                await self._page.finish()
 
     async def _goes_on(self, error: BaseException | None) -> bool:
         """Tell whether this run is suspended, or the server will retry it (RetryFailedFlows)."""
@@ -120,9 +127,11 @@ class ParentRun:
 def parent_flow(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Flow[P, Coroutine[Any, Any, R]]: ...
 @overload
 def parent_flow(
-    *, give_up_after: float = ..., **options: Any
+    *, give_up_after: float = ..., page: bool = ..., **options: Any
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Flow[P, Coroutine[Any, Any, R]]]: ...
-def parent_flow(fn: Any = None, /, *, give_up_after: float = 600, **options: Any) -> Any:
+def parent_flow(
+    fn: Any = None, /, *, give_up_after: float = 600, page: bool = True, **options: Any
+) -> Any:
     """Make an async function a flow that can call children with `child`.
 
     It is a `prefect.flow` that cancels its children when it ends, however it ends: they never
@@ -133,20 +142,22 @@ def parent_flow(fn: Any = None, /, *, give_up_after: float = 600, **options: Any
         fn: The async function.
         give_up_after: Seconds without any answer of the Prefect server after which the
             parent stops waiting for its children and fails.
+        page: Publish on the run's page, under *Artifacts*, how many children have ended, and a
+            table of them: kept up to date while they run, with at most one request in 10 s.
         **options: Those of `prefect.flow`.
 
     Raises:
         TypeError: The function is not async.
     """
     if fn is None:
-        return functools.partial(parent_flow, give_up_after=give_up_after, **options)
+        return functools.partial(parent_flow, give_up_after=give_up_after, page=page, **options)
     if not asyncio.iscoroutinefunction(fn):
         raise TypeError(f"{fn.__qualname__} must be an `async def` to await its children")
     for when in ("on_crashed", "on_cancellation"):
         options[when] = [*(options.get(when) or ()), cancel_children_hook]
     parent: Flow[..., Any] = flow(fn, **options)
     # After the flow is made: its version, name and parameters come from the function itself.
-    parent.fn = _with_children(fn, give_up_after)
+    parent.fn = _with_children(fn, give_up_after, page)
     return parent
 
 
@@ -156,7 +167,7 @@ def is_parent(flow: Flow[..., Any]) -> bool:
 
 
 def _with_children(
-    fn: Callable[P, Coroutine[Any, Any, R]], give_up_after: float
+    fn: Callable[P, Coroutine[Any, Any, R]], give_up_after: float, page: bool
 ) -> Callable[P, Coroutine[Any, Any, R]]:
     @functools.wraps(fn)
     async def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -165,7 +176,7 @@ def _with_children(
             raise RuntimeError(f"call {fn.__qualname__} as a flow, not its function")
         async with get_client() as client, get_eager_client() as eager_client:
             server = Server(eager_client, give_up_after)
-            parent = ParentRun(client, server, context.flow_run)
+            parent = ParentRun(client, server, context.flow_run, page=page)
             token = _current.set(parent)
             try:
                 result = await fn(*args, **kwargs)

@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
+import itertools
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterState
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
@@ -24,6 +25,8 @@ T = TypeVar("T")
 # From the first pause, doubled each time, to the longest one.
 PAUSE_SECONDS = 0.05
 PAUSE_MAX_SECONDS = 2.0
+# So many ids one request asks about: SQLite and Postgres take some 32,000 parameters.
+MANY = 5_000
 
 logger = get_logger("deployments")
 
@@ -42,6 +45,20 @@ async def read_all(client: PrefectClient, flow_run_filter: FlowRunFilter) -> lis
             break
         runs |= fresh
     return list(runs.values())
+
+
+async def read_pages(
+    client: PrefectClient, run_ids: Iterable[UUID], state: FlowRunFilterState | None = None
+) -> AsyncIterator[list[FlowRun]]:
+    """Yield runs by their ids, of each request as many as the server returns at once."""
+    left = set(run_ids)
+    while left:
+        some = list(itertools.islice(left, MANY))
+        runs = await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=some), state=state)
+        )
+        left -= {run.id for run in runs} or set(some)  # a page may not hold all of them
+        yield runs
 
 
 def get_eager_client() -> PrefectClient:

@@ -1,7 +1,7 @@
 """Submitting the calls of one parent: each has exactly one run that counts."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
@@ -31,13 +31,26 @@ class Submitter:
     slower on the embedded SQLite server, which then loses requests to "database is locked".
 
     What was started for a caller that is cancelled meanwhile is undone by the canceller.
+
+    Args:
+        server: The server to ask.
+        parent_id: The parent's run.
+        logger: That of the parent's run.
+        canceller: Undoes what nobody waits for any more.
+        tell: Is told of each run, and how it is used again where an earlier attempt made it.
     """
 
     def __init__(
-        self, server: Server, parent_id: UUID, logger: LoggingAdapter, canceller: Canceller
+        self,
+        server: Server,
+        parent_id: UUID,
+        logger: LoggingAdapter,
+        canceller: Canceller,
+        tell: Callable[[FlowRun, str], None],
     ) -> None:
         self._logger = logger
         self._canceller = canceller
+        self._tell = tell
         self._earlier = EarlierRuns(server, parent_id)
         self._creator = Creator(server, parent_id)
         self._waiting: list[Request] = []
@@ -67,11 +80,12 @@ class Submitter:
         if earlier is None:
             return self._told("is created", call, await self._create(call, f"{key}:1"))
         if counts(earlier):
-            done = earlier.state is not None and earlier.state.is_completed()
-            how = "has completed before, and is used again" if done else "is attached again"
-            return self._told(how, call, earlier)
+            if earlier.state is not None and earlier.state.is_completed():
+                how = "has completed before, and is used again"
+                return self._told(how, call, earlier, "used again")
+            return self._told("is attached again", call, earlier, "attached again")
         if again := await self._retry(earlier):
-            return self._told("is retried, for it has children of its own", call, again)
+            return self._told("is retried, for it has children of its own", call, again, "retried")
         return self._told("runs again", call, await self._create(call, next_key(earlier)))
 
     async def resubmit(
@@ -81,7 +95,8 @@ class Submitter:
         self._logger.warning("%s: it runs again", error)
         return self._told("runs again", call, await self._create(call, next_key(earlier)))
 
-    def _told(self, how: str, call: Call, run: FlowRun) -> FlowRun:
+    def _told(self, how: str, call: Call, run: FlowRun, again: str = "") -> FlowRun:
+        self._tell(run, again)
         info = RunInfo.of(run, call.deployment)
         self._logger.info("Child %s %s: %s", info, how, info.url)
         return run

@@ -2,19 +2,13 @@
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections import deque
 from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
@@ -23,7 +17,7 @@ from prefect.logging.loggers import LoggingAdapter
 
 from deployments.runtime._errors import ChildError
 from deployments.runtime._orphans import never_started, settle
-from deployments.runtime._patience import read_all, unreachable
+from deployments.runtime._patience import read_pages, unreachable
 from deployments.runtime._unstarted import explain_unstarted
 
 CANCELLING = StateType.CANCELLING
@@ -31,8 +25,6 @@ CANCELLING = StateType.CANCELLING
 READ_SECONDS = 5.0
 # The events of a burst share one request.
 BURST_SECONDS = 0.05
-# So many ids one request asks about: SQLite and Postgres take some 32,000 parameters.
-MANY = 5_000
 # When the parent first says why children have not started, and how rarely it says so later.
 EXPLAIN_SECONDS = 10.0
 EXPLAIN_MAX_SECONDS = 600.0
@@ -138,14 +130,8 @@ class Watcher:
 
     async def _read_ended(self, run_ids: list[UUID]) -> None:
         ended = FlowRunFilterState(type=FlowRunFilterStateType(any_=[*TERMINAL_STATES, CANCELLING]))
-        left = set(run_ids)
-        while left:
-            # One request for many that wait: it returns those that have ended, or soon will.
-            some = list(itertools.islice(left, MANY))
-            runs = await self._client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=some), state=ended)
-            )
-            left -= {run.id for run in runs} or set(some)  # a page may not hold all of them
+        # One request for many that wait: it returns those that have ended, or soon will.
+        async for runs in read_pages(self._client, run_ids, ended):
             for run in runs:
                 if run.state is not None and run.state.is_final():
                     if not self._finals[run.id].done():
@@ -168,10 +154,7 @@ class Watcher:
 
     async def _read_waiting(self) -> list[FlowRun]:
         waiting = self._waiting()
-        runs: list[FlowRun] = []
-        for start in range(0, len(waiting), MANY):
-            some = FlowRunFilterId(any_=waiting[start : start + MANY])
-            runs += await read_all(self._client, FlowRunFilter(id=some))
+        runs = [run async for page in read_pages(self._client, waiting) for run in page]
         there = {run.id for run in runs}
         gone = [run_id for run_id in waiting if run_id not in there]
         self._fail(gone, "the child's run was deleted")

@@ -25,4 +25,5 @@ def test_a_hundred_children_complete_with_few_requests(bench: Bench) -> None:
 
 def test_waiting_costs_the_same_for_one_child_and_a_hundred(bench: Bench) -> None:
     for children in (1, CHILDREN):
-        assert bench.idle("ours", children)["idle_requests_per_second"] <= 0.5
+        # 0.5 to wait and to say why, and 0.1 for the parent's page.
+        assert bench.idle("ours", children)["idle_requests_per_second"] <= 0.6

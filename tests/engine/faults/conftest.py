@@ -1,6 +1,6 @@
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.deployments import arun_deployment
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments import parent_flow
 from deployments.commands._manifest import Manifest
 from deployments.commands._processes import TemporaryServer
 from tests.engine.conftest import deploy
+from tests.engine.faults.proxy import FaultyProxy
 
 FAULTS = Path(__file__).with_name("prefect.yaml")
 
@@ -33,6 +35,14 @@ async def deploy_faults(server: TemporaryServer) -> None:
 async def client(faults: None) -> AsyncIterator[PrefectClient]:
     async with get_client() as client:
         yield client
+
+
+@pytest.fixture
+def proxy(faults: None, prefect_server: TemporaryServer) -> Iterator[FaultyProxy]:
+    """Put a proxy between the test's own process and the server."""
+    proxy = FaultyProxy(prefect_server.api_url)
+    with proxy.serve(), temporary_settings({PREFECT_API_URL: proxy.url}):
+        yield proxy
 
 
 class InProcess:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,10 @@ from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.events import Event
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from deployments import ChildError, ChildTimedOut, child
 from deployments.commands._processes import (
-    TemporaryServer,
     free_port,
     temporary_server,
     temporary_worker,
@@ -28,14 +25,6 @@ from tests.engine.faults.steps import step
 from tests.engine.waiting import children_of, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
-
-
-@pytest.fixture
-def proxy(faults: None, prefect_server: TemporaryServer) -> Iterator[FaultyProxy]:
-    """Put a proxy between the test's own process and the server."""
-    proxy = FaultyProxy(prefect_server.api_url)
-    with proxy.serve(), temporary_settings({PREFECT_API_URL: proxy.url}):
-        yield proxy
 
 
 async def all_running(client: PrefectClient, parent: InProcess, count: int) -> None:

@@ -1,0 +1,130 @@
+"""What a parent's page says, from the runs of its children alone."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.settings import PREFECT_UI_URL, temporary_settings
+
+from deployments.runtime._summary import LABEL, Row, percentage, sum_up, tabulate
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def ui() -> Iterator[None]:
+    with temporary_settings({PREFECT_UI_URL: "http://ui"}):
+        yield
+
+
+def row(
+    name: str,
+    state: str = "Completed",
+    ran: float = 1,
+    message: str | None = None,
+    again: str = "",
+    **fields: Any,
+) -> Row:
+    """Return a child that waited 2 s; a state that Prefect has no type of is Scheduled."""
+    type_ = StateType(state.upper()) if state.upper() in set(StateType) else StateType.SCHEDULED
+    started = type_ not in (StateType.SCHEDULED, StateType.PENDING)
+    run = FlowRun(
+        flow_id=uuid4(),
+        name=name,
+        state=State(type=type_, name=state, message=message, timestamp=NOON),
+        expected_start_time=NOON - timedelta(seconds=2),
+        start_time=NOON if started else None,
+        total_run_time=timedelta(seconds=ran),
+        **fields,
+    )
+    return Row.of(run, again)
+
+
+def cells(text: str) -> list[list[str]]:
+    """Return the lines of the table, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [line[2:-2].split(" | ") for line in lines[1:]]
+
+
+def names(text: str) -> list[str]:
+    return [line[0].partition("]")[0].strip("[") for line in cells(text)]
+
+
+def test_states_are_counted() -> None:
+    rows = [row("a"), row("b", "Failed"), row("c", "Running"), row("d", "Late"), row("e")]
+    assert sum_up(rows) == "3 of 5 ended: 1 Failed, 1 Running, 2 Completed, 1 Late"
+    assert percentage(rows) == 60
+
+
+def test_failures_are_first_then_the_longest() -> None:
+    rows = [
+        row("short", ran=1),
+        row("long", ran=90),
+        row("waits", "Scheduled"),
+        row("cancelled", "Cancelled", ran=5),
+        row("crashed", "Crashed", ran=3),
+        row("failed", "Failed", ran=2),
+        row("runs", "Running"),
+    ]
+    order = ["crashed", "failed", "cancelled", "runs", "long", "short", "waits"]
+    assert names(tabulate(rows)) == order
+
+
+def test_many_are_shortened_and_what_is_left_out_is_counted() -> None:
+    rows = [*(row(f"{n}", ran=n) for n in range(300)), *(row("bad", "Failed") for _ in range(20))]
+    text = tabulate(rows)
+    assert names(text) == [*["bad"] * 20, *(f"{n}" for n in range(299, 269, -1))]
+    assert text.endswith("And 270 more: 270 Completed.")
+
+
+def test_times() -> None:
+    rows = [row("a", ran=3661), row("b", ran=61), row("c", "Running"), row("d", "Scheduled")]
+    assert [line[2:4] for line in cells(tabulate(rows))] == [
+        ["2.0 s", "since 01-31 12:00"],
+        ["2.0 s", "1 h 1 min"],
+        ["2.0 s", "1 min 1 s"],
+        ["since 01-31 11:59", ""],
+    ]
+
+
+def test_messages_are_of_failures_alone_and_shortened() -> None:
+    rows = [
+        row("bad", "Failed", message="Flow run encountered an exception: ValueError: " + "x" * 500),
+        row("good", message="All states completed."),
+    ]
+    bad, good = cells(tabulate(rows))
+    assert bad[4] == f"ValueError: {'x' * 88} …"
+    assert good[4] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("a | b", r"a \| b"),
+        ("two\r\n lines", "two lines"),
+        ("<b>x</b> 1 < 2", r"\<b>x\</b> 1 < 2"),
+        ("&lt; you & me", r"\&lt; you & me"),
+        ("`code` *x*", r"\`code\` \*x\*"),
+        ("[x](http://y)", r"\[x\](http://y)"),
+        ("a_b.csv _c_", r"a_b.csv \_c\_"),
+        ("\\|", r"\\\|"),
+    ],
+)
+def test_no_text_is_syntax(text: str, written: str) -> None:
+    line = tabulate([row(text, "Failed", message=text)]).splitlines()[-1]
+    assert line.startswith(f"| [{written}](http://ui/")
+    assert line.endswith(f"| {written} |")
+
+
+def test_a_nested_parent_shows_its_own_counts() -> None:
+    text = tabulate([row("nested", "Running", labels={LABEL: "1 of 2 ended: 1 Failed, 1 Running"})])
+    assert cells(text)[0][1] == "Running (1 of 2 ended: 1 Failed, 1 Running)"
+
+
+def test_children_that_are_used_again_are_told() -> None:
+    text = tabulate([row("a", again="used again"), row("b", again="used again"), row("c")])
+    assert "Of an earlier attempt: 2 used again." in text
+    assert [line[1] for line in cells(text)] == ["Completed, used again"] * 2 + ["Completed"]
