@@ -69,14 +69,13 @@ async def follow(run: FlowRun, console: Console, *, cancel: bool = False) -> Flo
 
 
 async def _watch(client: PrefectClient, tree: Tree, console: Console) -> None:
-    """Read a tree again and again, until its root is final and nothing is new."""
+    """Read a tree again and again, until its root is final."""
     pause = READ_SECONDS
     while True:
         changed = await _ask(console, lambda: tree.read(client))
         if tree.root.state is not None and tree.root.state.is_final():
-            if not changed:  # the reading that found it final may have missed a grandchild
-                return
-            continue
+            await _ask(console, lambda: tree.read(client))  # children that ended with it
+            return
         if never_started(tree.root):  # nobody else might say that it was cancelled
             await _ask(console, lambda: settle(client, tree.root))
         shortest = READ_SECONDS + READ_SECONDS_PER_RUN * len(tree.below)

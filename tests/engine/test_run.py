@@ -1,5 +1,6 @@
 """`run`, on a server and a worker, in a copy of the repository."""
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -25,7 +26,7 @@ from prefect.states import Completed, Crashed, Failed, Pending, Running
 from prefect.tasks import Task
 
 from deployments.commands._manifest import Manifest
-from deployments.commands._processes import TemporaryServer
+from deployments.commands._processes import TemporaryServer, free_port, temporary_server
 from tests.engine.conftest import copy_repository, run_command
 from tests.engine.faults.conftest import FAULTS, deploy_faults
 from tests.engine.waiting import ended, wait_until
@@ -318,4 +319,21 @@ async def test_a_run_that_is_deleted(
         await client.delete_flow_run(command.run_id())
         assert command.process.wait(60) == 1
         assert re.search(r"\nerror: the run \S+ was deleted", command.text), command.text
+        assert "Traceback" not in command.text
+
+
+@pytest.mark.slow
+async def test_the_server_is_away_for_a_while(faulty: Path, tmp_path: Path) -> None:
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        with temporary_server(tmp_path, port, check_log=False) as server, server.used():
+            await deploy_faults(server)
+            arguments = ["run", "step/nobody", "-p", "name=a"]
+            command = stack.enter_context(running(arguments, faulty, dict(server.env)))
+            run_id = command.run_id()
+        await asyncio.to_thread(command.says, "the Prefect server has not answered for ")
+        with temporary_server(tmp_path, port, check_log=False) as server, server.used():
+            async with get_client() as client:
+                await client.set_flow_run_state(run_id, Completed(), force=True)
+            assert command.process.wait(60) == 0, command.text
         assert "Traceback" not in command.text
