@@ -290,6 +290,7 @@ async def test_children_of_children(
         assert "error: step/nobody completed, but its result was not persisted" in command.text
 
 
+@pytest.mark.slow
 async def test_more_children_than_rows(
     faulty: Path, env: dict[str, str], client: PrefectClient, nobody: None
 ) -> None:
