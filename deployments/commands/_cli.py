@@ -10,18 +10,19 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 from cyclopts import App, Parameter
 from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 from rich.console import Console
 
-from deployments.commands import _demo, _stack, _update
+from deployments.commands import _demo, _run, _stack, _update
 from deployments.commands._check import check_manifest
 from deployments.commands._check_server import check_server
 from deployments.commands._deploy import deploy_manifest
 from deployments.commands._manifest import ROOT, Manifest
+from deployments.commands._prepare import prepare
 from deployments.commands._print import print_json, print_tables
 
 app = App(
@@ -61,23 +62,59 @@ def demo(
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        show = functools.partial(print_json if json else print_tables, file=sys.stdout)
+        tell = functools.partial(_tell, json, sys.stdout)
         with contextlib.redirect_stdout(sys.stderr):  # what flows print when they are imported
-            prepared = _demo.prepare(name, param or [])
-            completed = _demo.run_demo(prepared, progress, show, _print_error, keep)
+            prepared = prepare(name, param or [], "process")
+            outcome = _demo.run_demo(prepared, progress, tell, keep)
     except (RuntimeError, ValueError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-    if not keep and not (completed and json):
+    if not keep and not (outcome.completed and json):
         progress.print(
             "\nGo on: `make demo ARGS=--keep` leaves the Prefect UI up, to look at the runs."
-            if completed
+            if outcome.completed
             else "\nIts server is gone: `make demo ARGS=--keep` leaves it up, to look at the runs.",
             style="dim",
         )
-    if not completed:
-        sys.exit(1)
+    sys.exit(_status(json, outcome))
+
+
+@app.command
+def run(
+    name: str,
+    /,
+    *,
+    param: Annotated[list[str] | None, Parameter(name=["--param", "-p"])] = None,
+    json: bool = False,
+) -> None:
+    """Run a deployment of prefect.yaml on your server, watch it and its children, show its result.
+
+    Ctrl-C asks whether to cancel the run, to leave it running, or to go on watching. Without a
+    terminal to ask on, and at SIGTERM, it is left running.
+
+    The exit status is 0 only if the run completed, and 130 if it is left running. With --json, it
+    is also 1 where the run completed and its result can't be read from here.
+
+    Args:
+        name: Of a flow, or `flow-name/deployment-name`.
+        param: A parameter, as `key=value`; the value is JSON, or else text. May be repeated.
+        json: Print only the result, as JSON, on standard output.
+    """
+    _require_server()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    stdout = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what flows print when they are imported
+            outcome = _run.run_here(prepare(name, param or []), progress)
+    except (RuntimeError, ValueError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if outcome is None:
+        sys.exit(130)
+    _tell(json, stdout, outcome)
+    sys.exit(_status(json, outcome))
 
 
 @app.command
@@ -154,6 +191,19 @@ def down(*, volumes: bool = False) -> None:
         _stack.down(volumes)
     except (RuntimeError, ValueError) as error:
         _fail(str(error))
+
+
+def _tell(json: bool, stdout: TextIO, outcome: _run.Outcome) -> None:
+    """Print a result, or why there is none."""
+    if outcome.problem:
+        _print_error(outcome.problem)
+    else:
+        (print_json if json else print_tables)(outcome.result, stdout)
+
+
+def _status(json: bool, outcome: _run.Outcome) -> int:
+    """Return the exit status: who asks for JSON needs the result, too."""
+    return 0 if outcome.completed and not (json and outcome.problem) else 1
 
 
 def _load(names: tuple[str, ...]) -> Manifest:

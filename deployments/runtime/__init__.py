@@ -16,14 +16,22 @@ from deployments.runtime._errors import (
     raise_failures,
 )
 from deployments.runtime._info import RunInfo
-from deployments.runtime._orphans import ALIVE, UNFINISHED, cancel_children, read_children
+from deployments.runtime._orphans import (
+    ALIVE,
+    UNFINISHED,
+    cancel_children,
+    cancel_run,
+    never_started,
+    read_children,
+    settle,
+)
 from deployments.runtime._parameters import find_refused, to_json, type_hints, validate_some
 from deployments.runtime._parent import is_parent, parent_flow
-from deployments.runtime._patience import read_all
+from deployments.runtime._patience import is_passing, read_all
 from deployments.runtime._results import read_value
 from deployments.runtime._returns import Returns, Unreadable
 from deployments.runtime._run import ChildRun
-from deployments.runtime._unstarted import online_workers
+from deployments.runtime._unstarted import explain_unstarted, online_workers
 
 __all__ = [
     "ALIVE",
@@ -40,15 +48,20 @@ __all__ = [
     "RunInfo",
     "Unreadable",
     "cancel_children",
+    "cancel_run",
     "child",
+    "explain_unstarted",
     "find_refused",
     "is_parent",
+    "is_passing",
+    "never_started",
     "online_workers",
     "parent_flow",
     "raise_failures",
     "read_all",
     "read_children",
     "read_value",
+    "settle",
     "stand_ins",
     "to_json",
     "type_hints",

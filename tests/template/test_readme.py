@@ -42,7 +42,7 @@ def test_every_command_is_known_here() -> None:
         "export PREFECT_API_URL=http://127.0.0.1:4200/api",
         "make deploy",
         "prefect worker start --pool local",
-        "prefect deployment run flight-delays/local --param month=2 --watch",
+        "python -m deployments run flight-delays/local -p month=2",
         # tests/engine/containers
         "make up",
         "export PREFECT_API_URL=http://127.0.0.1:4200/api",
@@ -129,8 +129,9 @@ def test_an_own_server_a_worker_elsewhere_and_a_run(
             done = bash("\n".join([activate, export, command]), checkout, env)
             assert done.returncode == 0, done.stdout + done.stderr
         with terminal(f"{activate}; {export}; exec {worker}", elsewhere, worker_env, worker_log):
-            done = bash("\n".join([activate, export, run]), elsewhere, env)
+            done = bash("\n".join([activate, export, run]), checkout, env)
             logs = worker_log.read_text() + server_log.read_text()
             assert done.returncode == 0, done.stdout + done.stderr + logs
-            assert "Completed" in done.stdout + done.stderr
+            assert re.search("delays 2013-02 +Completed", done.stderr), done.stderr
+            assert re.search(r"month\W+2\b", done.stdout), done.stdout
     check_server_log(server_log)

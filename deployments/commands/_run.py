@@ -1,0 +1,134 @@
+"""`run`: a deployment of prefect.yaml on the server in use, followed until it is final."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import arun_deployment
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.utilities.urls import url_for
+from pydantic import ValidationError
+from rich.console import Console
+
+from deployments.commands._follow import follow
+from deployments.commands._manifest import first_problem
+from deployments.commands._prepare import Prepared
+from deployments.runtime import Unreadable, read_value
+
+QUESTION = "[c]ancel the run, [l]eave it running, or go on [w]atching? "
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        completed: Whether it did.
+        result: Of the run, where there is no problem.
+        problem: Why there is no result.
+    """
+
+    completed: bool
+    result: Any = None
+    problem: str | None = None
+
+
+async def start(prepared: Prepared, console: Console) -> FlowRun:
+    """Start a run, and print its link.
+
+    Raises:
+        RuntimeError: The server does not answer, does not know the deployment, or refuses the run.
+    """
+    async with get_client() as client:
+        if error := await client.api_healthcheck():
+            raise RuntimeError(
+                f"{client.api_url} does not answer: {error!r}: start it, or set PREFECT_API_URL"
+            )
+        try:
+            run = await arun_deployment(
+                prepared.name, client=client, parameters=prepared.parameters, timeout=0
+            )
+        except ObjectNotFound:
+            raise RuntimeError(
+                f"{prepared.name} is not deployed on {client.api_url}: "
+                f"`make deploy ARGS={prepared.name.split('/')[1]}`"
+            ) from None
+        except PrefectHTTPStatusError as error:
+            raise RuntimeError(
+                f"{client.api_url} refused to run {prepared.name}: {error.response.text}"
+            ) from error
+    console.print(f"{prepared.name} runs: {url_for(run)}", soft_wrap=True)
+    return run
+
+
+async def read_outcome(prepared: Prepared, run: FlowRun) -> Outcome:
+    """Return the result of a run that has ended, or why there is none."""
+    state = run.state
+    if state is None or not state.is_completed():
+        ended = f"{prepared.name} ended as {state and state.name}: {state and state.message}"
+        return Outcome(False, problem=ended)
+    try:
+        return Outcome(True, await read_value(state, prepared.returns))
+    except ValidationError as error:
+        reason = f"is not what it should be: {first_problem(error)}"
+    except Unreadable as error:
+        reason = " ".join(str(error).split())
+    return Outcome(True, problem=f"{prepared.name} completed, but its result {reason}")
+
+
+def run_here(prepared: Prepared, console: Console) -> Outcome | None:
+    """Run a deployment on the server in use, and follow it.
+
+    Ctrl-C asks what is to become of the run. It is left running where there is no terminal to ask
+    on, at SIGTERM, and at a second Ctrl-C.
+
+    Returns:
+        How it ended; None if it is left running.
+
+    Raises:
+        RuntimeError: It could not be started, it was deleted, or the server stays away.
+    """
+    terminated = False
+
+    def terminate(*_: Any) -> None:
+        nonlocal terminated
+        terminated = True
+        signal.raise_signal(signal.SIGINT)  # for which asyncio is made
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        run = asyncio.run(start(prepared, console))
+    except KeyboardInterrupt:
+        console.print(f"Interrupted: look in the UI whether {prepared.name} runs already.")
+        return None
+    cancel = False
+    while True:
+        try:
+            run = asyncio.run(follow(run, console, cancel=cancel))
+            return asyncio.run(read_outcome(prepared, run))
+        except KeyboardInterrupt:
+            answer = "l" if terminated else _ask(console)
+        if answer == "l":
+            console.print(f"{run.name} is left running: {url_for(run)}", soft_wrap=True)
+            return None
+        cancel = answer == "c"
+
+
+def _ask(console: Console) -> str:
+    """Ask what is to become of a run that is under way."""
+    if not (sys.stdin.isatty() and console.is_terminal):
+        return "l"
+    answer = ""
+    try:
+        while answer not in ("c", "l", "w"):
+            answer = console.input(QUESTION, markup=False).strip().lower()[:1]
+    except (EOFError, KeyboardInterrupt):
+        console.line()
+        return "l"
+    return answer
