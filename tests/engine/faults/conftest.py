@@ -12,9 +12,9 @@ from prefect.context import FlowRunContext
 from prefect.deployments import arun_deployment
 
 from deployments import parent_flow
+from deployments.commands._deploy import deploy_manifest
 from deployments.commands._manifest import Manifest
 from deployments.commands._processes import TemporaryServer
-from tests.engine.conftest import deploy
 
 FAULTS = Path(__file__).with_name("prefect.yaml")
 
@@ -26,7 +26,7 @@ def faults(prefect_server: TemporaryServer, worker: None) -> None:
 
 
 async def deploy_faults(server: TemporaryServer) -> None:
-    await deploy(server, Manifest.load(FAULTS), "--all", "--prefect-file", str(FAULTS))
+    await deploy_manifest(Manifest.load(FAULTS), server.env)
 
 
 @pytest.fixture
