@@ -222,8 +222,15 @@ async def _state_of(client: PrefectClient, there: DeploymentResponse) -> dict[st
 
 def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
     """Return which fields of a deployment differ between two of its states."""
+    # Prefect sets the anchor of an interval to the time of the deploy, where none is declared.
     plain = [
-        state | {"schedules": [_plain_schedule(each) for each in state["schedules"]]}
+        state
+        | {
+            "schedules": sorted(
+                repr(sorted((_plain_schedule(each) | {"anchor_date": None}).items()))
+                for each in state["schedules"]
+            )
+        }
         for state in (before, after)
     ]
     return tuple(

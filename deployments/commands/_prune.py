@@ -17,7 +17,6 @@ from prefect.client.schemas.filters import (
     FlowRunFilterWorkQueueName,
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, WorkQueue
-from prefect.client.schemas.responses import DeploymentResponse
 
 from deployments.commands._changes import LABEL, mark_of
 from deployments.commands._manifest import Manifest
@@ -134,19 +133,23 @@ async def _delete_pool(client: PrefectClient, pool: str) -> str | None:
 
 async def _why_used(client: PrefectClient, pool: str, queue: str | None = None) -> str | None:
     """Say what uses a work pool, or a queue of it, whosever it is."""
-    deployments = await _all(client.read_deployments)
     in_pool = (
         FlowRunFilter(work_queue_name=FlowRunFilterWorkQueueName(any_=[queue]))
         if queue
         else (FlowRunFilter())
     )
-    runs = await _unfinished(client, in_pool)
+    deployments = await _all(client.read_deployments)
     users = [
-        f"{'deployment' if isinstance(each, DeploymentResponse) else 'run'} {each.name}"
-        for each in (*deployments, *runs)
-        if each.work_pool_name == pool and queue in (None, each.work_queue_name)
+        ("deployment", each.name, each.work_pool_name, each.work_queue_name) for each in deployments
     ]
-    return f"in use by {', '.join(users)}" if users else None
+    for run in await _unfinished(client, in_pool):
+        users.append(("run", run.name, run.work_pool_name, run.work_queue_name))
+    used = [
+        f"{kind} {name}"
+        for kind, name, its_pool, its_queue in users
+        if its_pool == pool and queue in (None, its_queue)
+    ]
+    return f"in use by {', '.join(used)}" if used else None
 
 
 async def _all(read: Callable[..., Awaitable[list[T]]]) -> list[T]:

@@ -177,17 +177,38 @@ async def test_only_what_differs_is_deployed(project: Project) -> None:
     assert all(each.startswith("unchanged") for each in project.say("deploy", "--dry-run"))
 
 
+async def test_what_the_build_decides_is_told_afterwards(project: Project) -> None:
+    step = "prefect.deployments.steps.run_shell_script"
+    build = f"build:\n  - {step}: {{id: tag, script: cat tag.txt}}\n"
+    project.declare(("pull:", f"{build}pull:"), ("STAGE:", 'TAG: "{{ tag.stdout }}", STAGE:'))
+    tag = project.path / "tag.txt"
+    tag.write_text("1")
+    project.say("deploy")
+    told = "unchanged: deployment load/local (known when deployed: job variables)"
+    assert project.say("deploy", "--dry-run")[-1] == told
+    assert project.say("deploy")[-2:] == ["Deployed.", "Nothing has changed."]
+    tag.write_text("2")
+    assert project.say("deploy")[-1] == "changed: deployment load/local: job variables"
+
+
 async def test_check_names_the_differences(
     project: Project, prefect_server: TemporaryServer
 ) -> None:
+    # Of its own: a pool counts as served for a while when its worker has stopped.
+    project.declare(
+        ("name: acme\n", "name: acme-checked\n"),
+        ("acme: pause", "acme-checked: pause"),
+        ("acme-pool", "checked-pool"),
+        ("name: local", "name: checked"),
+    )
     project.say("deploy")
-    project.declare(("name: local", "name: daily"))
+    project.declare(("name: checked\n", "name: daily\n"))
     project.say("deploy")
     project.declare(("Load a day.", "Load one."))
-    with temporary_worker(prefect_server, "acme-pool"):
+    with temporary_worker(prefect_server, "checked-pool"):
         assert project.say("check", "--server", status=1) == [
             "changed: deployment load/daily: description: `python -m deployments deploy`",
-            "no longer declared: deployment load/local: `python -m deployments deploy --prune`",
+            "no longer declared: deployment load/checked: `python -m deployments deploy --prune`",
         ]
 
 
