@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -16,7 +17,9 @@ from prefect.utilities.urls import url_for
 
 from deployments import maintenance
 from deployments.commands._calls import find_child_calls
+from deployments.commands._changes import find_changes
 from deployments.commands._manifest import Manifest, WorkPool
+from deployments.commands._prune import find_leftovers
 from deployments.runtime import Returns, Unreadable, online_workers, read_value
 
 # A flow of ours that does nothing when it is asked about a parent that does not exist.
@@ -41,6 +44,12 @@ async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterat
         if not await _is_deployed(client, name):
             ready = False
             yield f"{name} is not deployed: `python -m deployments deploy {deployment.name}`"
+    if ready:
+        for change in await find_changes(client, manifest, os.environ):
+            if change.created or change.fields:
+                yield f"{change}: `python -m deployments deploy`"
+        for leftover in await find_leftovers(client, manifest):
+            yield f"{leftover}: `python -m deployments deploy --prune`"
     # The places of each; those of this manifest are looked up above.
     called: dict[str, list[str]] = {}
     for name, flow in flows.items():

@@ -16,14 +16,17 @@ from cyclopts import App, Parameter
 from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 from rich.console import Console
+from rich.prompt import Confirm
 
 from deployments.commands import _demo, _run, _stack, _update
+from deployments.commands._changes import find_changes
 from deployments.commands._check import check_manifest
 from deployments.commands._check_server import check_server
 from deployments.commands._deploy import deploy_manifest
 from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._prepare import prepare
 from deployments.commands._print import print_json, print_tables
+from deployments.commands._prune import find_leftovers
 
 app = App(
     name="python -m deployments",
@@ -118,20 +121,28 @@ def run(
 
 
 @app.command
-def deploy(*names: str) -> None:
+def deploy(*names: str, dry_run: bool = False, prune: bool = False, yes: bool = False) -> None:
     """Bring prefect.yaml to your server: `check`, work pools and queues, `prefect deploy`.
+
+    It shows first what will change there, and deploys no deployment that is as declared.
 
     Args:
         names: Of the deployments; by default, of those in work pools of type process, which need
             no Docker.
+        dry_run: Only show what would change.
+        prune: Delete what deploys of this project made, and prefect.yaml no longer declares:
+            deployments, automations, queues and pools. Asks before.
+        yes: Don't ask. A deployment with unfinished runs is then kept.
     """
     _require_server()
     try:
         manifest = _load(names)
         _refuse(check_manifest(ROOT / "prefect.yaml", *manifest.names))
-        progress.print(asyncio.run(_deploy(manifest)), markup=False, highlight=False)
+        kept = asyncio.run(_deploy(manifest, dry_run=dry_run, prune=prune, yes=yes))
     except (RuntimeError, ValueError) as error:
         _fail(str(error))
+    if kept:
+        sys.exit(1)
 
 
 @app.command
@@ -217,7 +228,8 @@ async def _check_server(manifest: Manifest) -> list[str]:
         return [finding async for finding in check_server(client, manifest)]
 
 
-async def _deploy(manifest: Manifest) -> str:
+async def _deploy(manifest: Manifest, *, dry_run: bool, prune: bool, yes: bool) -> bool:
+    """Show what will change, and change it; return whether something was not pruned."""
     async with get_client() as client:
         deadline = time.monotonic() + SERVER_SECONDS  # it may just have been started
         while error := await client.api_healthcheck():
@@ -227,7 +239,40 @@ async def _deploy(manifest: Manifest) -> str:
                     "it (`prefect server start`), or correct PREFECT_API_URL in .env"
                 )
             await asyncio.sleep(1)
-    return await deploy_manifest(manifest, os.environ)
+        changes = await find_changes(client, manifest, os.environ)
+        leftovers = await find_leftovers(client, manifest)
+        _say(*changes, *leftovers)
+        if dry_run:
+            return False
+        if any(not change.nothing for change in changes):
+            done = await deploy_manifest(manifest, os.environ)
+            changed = [change for change in done if not change.nothing]
+            _say("", "Deployed.", *changed)
+            if not changed:
+                _say("Nothing has changed.")
+        else:
+            _say("", "Nothing to change.")
+        if not (prune and leftovers):
+            return False
+        if not yes and not sys.stdin.isatty():
+            raise RuntimeError("--prune deletes what is no longer declared: confirm it by --yes")
+        if not yes and not Confirm.ask("Delete what is no longer declared?", default=False):
+            return True
+        # Again: what was just deployed is in other queues and pools now, and runs go on.
+        kept = False
+        for leftover in await find_leftovers(client, manifest):
+            if yes and leftover.runs:
+                why: str | None = "its runs are unfinished: let them end, or cancel them"
+            else:
+                why = await leftover.delete()
+            _say(f"kept: {leftover.what}: {why}" if why else f"deleted: {leftover.what}")
+            kept = kept or bool(why)
+        return kept
+
+
+def _say(*lines: object) -> None:
+    for line in lines:
+        progress.print(str(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _require_server() -> None:

@@ -6,18 +6,34 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
+import yaml
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
-from deployments.commands._manifest import ROOT, Manifest, WorkPool
+from deployments.commands._changes import (
+    LABEL,
+    Change,
+    changed_fields,
+    find_definition_changes,
+    find_deployment_change,
+    mark_of,
+    marked_automations,
+    plain_automation,
+    read_state,
+)
+from deployments.commands._manifest import ROOT, Deployment, Manifest, WorkPool
 
 
-async def deploy_manifest(manifest: Manifest, env: Mapping[str, str]) -> str:
-    """Bring deployments and what they need to the server, and return what Prefect said.
+async def deploy_manifest(manifest: Manifest, env: Mapping[str, str]) -> list[Change]:
+    """Bring deployments and what they need to the server, and return what that changed there.
+
+    What is certain to be as prefect.yaml says is not deployed again.
 
     Args:
         manifest: Of prefect.yaml: all of it, or a part.
@@ -25,11 +41,56 @@ async def deploy_manifest(manifest: Manifest, env: Mapping[str, str]) -> str:
 
     Raises:
         RuntimeError: `prefect deploy` failed; with what it said.
+        ValueError: A flow can't be imported.
     """
     async with get_client() as client:
+        done = [change async for change in find_definition_changes(client, manifest)]
         await create_definitions(client, manifest)
-    options = [f"--name={name}" for name in manifest.names]
-    return await asyncio.to_thread(run_prefect_deploy, env, *options)
+        changes = {}
+        for deployment in manifest.deployments:
+            flow = deployment.load_flow()
+            change = await find_deployment_change(client, manifest, deployment, flow, env)
+            changes[f"{flow.name}/{deployment.name}"] = deployment, change
+        chosen = [deployment for deployment, change in changes.values() if not change.nothing]
+        before = {name: await read_state(client, name) for name in changes}
+        if chosen:
+            await asyncio.to_thread(_deploy, manifest, chosen, env)
+        for name, (_, change) in changes.items():
+            if change.nothing:
+                done.append(change)
+                continue
+            await _leave_mark(client, manifest.name, name)
+            was, now = before[name], await read_state(client, name)
+            assert now is not None  # noqa: S101 - it was just deployed
+            done.append(Change(change.what, was is None, changed_fields(was or now, now)))
+    return done
+
+
+def _deploy(manifest: Manifest, chosen: list[Deployment], env: Mapping[str, str]) -> None:
+    """Run `prefect deploy` for some deployments: its own choice is by name, which many share."""
+    part = manifest.model_dump(include={"name", "build", "push", "pull"}, exclude_unset=True)
+    part["deployments"] = [deployment.declared for deployment in chosen]
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "prefect.yaml"
+        file.write_text(yaml.safe_dump(part, sort_keys=False), encoding="utf-8")
+        run_prefect_deploy(env, "--all", "--prefect-file", str(file))
+
+
+async def _leave_mark(client: PrefectClient, project: str, name: str) -> None:
+    """Label a deployment, which `prefect deploy` can't, once.
+
+    Only a creation takes labels. It overwrites what it is given, and the schedules, so they are
+    given as they are; and the parameters, which the server takes as given with their schema.
+    """
+    there = await client.read_deployment_by_name(name)
+    if not project or there.labels.get(LABEL) == project:
+        return
+    kept = {"parameters", "parameter_openapi_schema", "enforce_parameter_schema"}
+    schedule = {"schedule", "active", "parameters", "slug"}
+    body = there.model_dump(mode="json", include={"name", "flow_id", *kept})
+    body["schedules"] = [each.model_dump(mode="json", include=schedule) for each in there.schedules]
+    body["labels"] = {**there.labels, LABEL: project}
+    await client.request("POST", "/deployments/", json=body)
 
 
 async def create_definitions(client: PrefectClient, manifest: Manifest) -> None:
@@ -37,30 +98,36 @@ async def create_definitions(client: PrefectClient, manifest: Manifest) -> None:
 
     That is the work pools, with their queues and the queues' limits, and the automations.
     """
+    mark = mark_of(manifest.name) if manifest.name else None
     for name, pool in manifest.definitions.work_pools.items():
-        await _create_work_pool(client, name, pool)
-    for automation in manifest.definitions.automations:
+        await _create_work_pool(client, name, pool, mark)
+    for automation in marked_automations(manifest):
         existing = await client.read_automations_by_name(automation.name)
-        if existing:
-            await client.update_automation(existing[0].id, automation)
-        else:
+        if not existing:
             await client.create_automation(automation)
+        elif plain_automation(existing[0]) != plain_automation(automation):
+            await client.update_automation(existing[0].id, automation)
 
 
-async def _create_work_pool(client: PrefectClient, name: str, pool: WorkPool) -> None:
+async def _create_work_pool(
+    client: PrefectClient, name: str, pool: WorkPool, mark: str | None
+) -> None:
     try:
         await client.read_work_pool(name)
     except ObjectNotFound:
         template = await get_default_base_job_template_for_infrastructure_type(pool.type)
+        wanted = WorkPoolCreate(
+            name=name, type=pool.type, base_job_template=template or {}, description=mark
+        )
         with contextlib.suppress(ObjectAlreadyExists):  # a worker was faster
-            await client.create_work_pool(
-                WorkPoolCreate(name=name, type=pool.type, base_job_template=template or {})
-            )
+            await client.create_work_pool(wanted)
     for queue_name, queue in pool.queues.items():
         try:
             there = await client.read_work_queue_by_name(queue_name, work_pool_name=name)
         except ObjectNotFound:
-            there = await client.create_work_queue(queue_name, work_pool_name=name)
+            there = await client.create_work_queue(
+                queue_name, description=mark, work_pool_name=name
+            )
         if there.concurrency_limit != queue.concurrency_limit:
             await client.update_work_queue(there.id, concurrency_limit=queue.concurrency_limit)
 

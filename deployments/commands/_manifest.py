@@ -10,7 +10,7 @@ import yaml
 from prefect.automations import AutomationCore
 from prefect.events import ResourceSpecification
 from prefect.flows import Flow, load_flow_from_entrypoint
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,7 +68,11 @@ class Trigger(BaseModel):
 
 
 class Deployment(BaseModel):
-    """A deployment, as `deployments` declares it."""
+    """A deployment, as `deployments` declares it.
+
+    Attributes:
+        declared: All of it, as `prefect deploy` reads it.
+    """
 
     name: str
     entrypoint: str
@@ -78,6 +82,12 @@ class Deployment(BaseModel):
     build: list[dict[str, Any]] = []
     schedules: list[Schedule] | None = None
     triggers: list[Trigger] | None = None
+    declared: dict[str, Any]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_what_is_declared(cls, given: Any) -> Any:
+        return {**given, "declared": given} if isinstance(given, dict) else given
 
     def load_flow(self) -> Flow[..., Any]:
         """Import the flow.
@@ -107,9 +117,17 @@ class Manifest(BaseModel):
 
     Attributes:
         name: Of the project.
+        path: Of the file.
+        build: The steps of each deployment that has none of its own; as are the next two.
+        push: The same.
+        pull: The same.
     """
 
     name: str = ""
+    path: Path
+    build: list[dict[str, Any]] | None = None
+    push: list[dict[str, Any]] | None = None
+    pull: list[dict[str, Any]] | None = None
     definitions: Definitions
     deployments: list[Deployment]
 
@@ -121,7 +139,8 @@ class Manifest(BaseModel):
             ValueError: It can't be read; in one line, with the place.
         """
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+            read = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return cls.model_validate({**read, "path": path} if isinstance(read, dict) else read)
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
         except ValidationError as error:

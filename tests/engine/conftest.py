@@ -6,30 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from prefect import get_client
 
-from deployments.commands._deploy import create_definitions, run_prefect_deploy
+from deployments.commands._deploy import deploy_manifest
 from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._processes import TemporaryServer
 
 # The project of these tests. What is around them, users replace by their own.
 MANIFEST = ROOT / "tests" / "engine" / "prefect.yaml"
-LOCAL = ("--name", "local", "--prefect-file", str(MANIFEST))
 USERS = ("README.md", "benchmarks", "data", "flows", "tests/flows", "tests/template")
-
-
-async def deploy(server: TemporaryServer, manifest: Manifest, *options: str) -> None:
-    """Create what a manifest defines, then run `prefect deploy` with those options."""
-    async with get_client() as client:
-        await create_definitions(client, manifest)
-    await asyncio.to_thread(run_prefect_deploy, server.env, *options)
 
 
 @pytest.fixture(scope="session")
 def deployed(prefect_server: TemporaryServer) -> Manifest:
     """Deploy the flows of these tests, in place of the user's, for `worker`."""
     manifest = Manifest.load(MANIFEST).named("local")
-    asyncio.run(deploy(prefect_server, manifest, *LOCAL))
+    asyncio.run(deploy_manifest(manifest, prefect_server.env))
     return manifest
 
 

@@ -11,6 +11,8 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
-from prefect.states import Failed
+from prefect.states import Crashed, Failed
 
 from deployments import child, parent_flow
 from deployments.commands._manifest import ROOT
@@ -246,15 +248,21 @@ async def test_a_notification_when_a_parent_fails(client: PrefectClient, alerts:
     failed = await run("nightly/local", days=[0])
     assert failed.state is not None
     assert failed.state.is_failed()
+    later = datetime.now(UTC) + timedelta(hours=1)  # no worker takes it meanwhile
+    crashed = await arun_deployment("nightly/local", scheduled_time=later, timeout=0)
+    await client.set_flow_run_state(crashed.id, Crashed(message="Its machine died."), force=True)
 
-    async def arrived() -> str | None:
+    async def arrived(parent: FlowRun) -> str | None:
         texts = [str(body["text"]) for body in alerts.bodies]
-        return next((text for text in texts if failed.name in text), None)
+        return next((text for text in texts if parent.name in text), None)
 
-    text = await wait_for(arrived, "the notification arrives")
-    assert text.startswith(f"nightly {failed.name}: Failed. ")
-    assert "there is no day 0" in text
-    assert str(failed.id) in text
+    told = {"Failed": (failed, "there is no day 0"), "Crashed": (crashed, "Its machine died.")}
+    for state, (parent, message) in told.items():
+        text = await wait_for(partial(arrived, parent), "the notification arrives")
+        assert text.startswith(f"nightly {parent.name}: {state}. ")
+        assert message in text
+        ui = str(client.api_url).removesuffix("/").removesuffix("/api")
+        assert text.endswith(f" {ui}/runs/flow-run/{parent.id}")
     of_notify = await client.read_deployment_by_name("notify/local")
     runs = await client.read_flow_runs(
         flow_run_filter=FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[of_notify.id]))

@@ -13,9 +13,9 @@ from prefect.deployments import arun_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments import parent_flow
+from deployments.commands._deploy import deploy_manifest
 from deployments.commands._manifest import Manifest
 from deployments.commands._processes import TemporaryServer
-from tests.engine.conftest import deploy
 from tests.engine.faults.proxy import FaultyProxy
 
 FAULTS = Path(__file__).with_name("prefect.yaml")
@@ -28,7 +28,7 @@ def faults(prefect_server: TemporaryServer, worker: None) -> None:
 
 
 async def deploy_faults(server: TemporaryServer) -> None:
-    await deploy(server, Manifest.load(FAULTS), "--all", "--prefect-file", str(FAULTS))
+    await deploy_manifest(Manifest.load(FAULTS), server.env)
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from prefect.states import AwaitingRetry, Cancelling
 from pydantic import ValidationError
 
 from deployments import child
+from deployments.commands._deploy import deploy_manifest
 from deployments.commands._manifest import Manifest
 from deployments.commands._processes import temporary_server, temporary_worker
-from tests.engine.conftest import LOCAL, MANIFEST, deploy
+from tests.engine.conftest import MANIFEST
 from tests.engine.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
 from tests.engine.faults.steps import region, silent, step
 from tests.engine.waiting import assert_truthful, children_of, ended, in_states, outcome, wait_for
@@ -186,7 +187,7 @@ async def test_parents_worker_is_killed_or_stopped(tmp_path: Path) -> None:
             trigger = manifest.definitions.automations[0].trigger
             assert isinstance(trigger, EventTrigger)
             trigger.within = timedelta(seconds=50)  # heartbeats come every 30 s
-            await deploy(server, manifest, *LOCAL)
+            await deploy_manifest(manifest, server.env)
             await deploy_faults(server)
             for send, how in ((os.killpg, signal.SIGKILL), (os.kill, signal.SIGTERM)):
                 with temporary_worker(server, "local") as worker:
