@@ -16,11 +16,10 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import arun_deployment
 
-from deployments.commands._deploy import run_prefect_deploy
+from deployments.commands._deploy import deploy_manifest, run_prefect_deploy
 from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._processes import TemporaryServer, temporary_worker
 from deployments.runtime._orphans import cancel_run
-from tests.engine.conftest import deploy
 from tests.engine.faults.conftest import is_alive, pid_of
 from tests.engine.waiting import wait_for, wait_until
 
@@ -33,7 +32,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def worker(prefect_server: TemporaryServer) -> Iterator[subprocess.Popen[bytes]]:
-    asyncio.run(deploy(prefect_server, Manifest.load(FILE), "--all", "--prefect-file", str(FILE)))
+    asyncio.run(deploy_manifest(Manifest.load(FILE), prefect_server.env))
     with temporary_worker(prefect_server, "starts") as process:
         yield process
 
