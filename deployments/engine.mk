@@ -4,7 +4,7 @@ BIN := .venv/bin
 OTHER := .other-prefect
 COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links $(UPGRADE) pyproject.toml
 
-.PHONY: init demo test test-all test-docker test-prefect lint format check deploy up down update lock clean
+.PHONY: init demo test test-all test-cold test-docker test-prefect lint format check deploy up down update lock clean
 
 demo: .venv/installed
 	@$(BIN)/python -m deployments demo $(ARGS)
@@ -14,6 +14,12 @@ test: lint
 
 test-all: lint
 	@$(BIN)/python -m pytest -m "not docker" $(ARGS)
+
+# Faults, without warm starts: there is no directory for their socket. By default those that the
+# start of a process could change; all with `ARGS=tests/engine/faults`.
+STARTS = tests/engine/faults -k '(raises or is_killed or timeout or is_cancelled) and not worker'
+test-cold: .venv/installed
+	@XDG_RUNTIME_DIR=/dev/null $(BIN)/python -m pytest -m "not docker" $(or $(ARGS),$(STARTS))
 
 test-docker: .venv/installed
 	@$(BIN)/python -m pytest -m docker $(ARGS)
