@@ -1,6 +1,6 @@
 """What child deployments cost: this template beside plain `run_deployment`, in one run.
 
-python -m benchmarks.fan_out [--full] [--database URL] [--redis HOST]
+python -m benchmarks.fan_out [--full] [--starts] [--database URL] [--redis HOST]
 """
 
 from __future__ import annotations
@@ -193,11 +193,18 @@ async def _cancel(name: str, children: int, limit: float) -> Measured:
 
 
 @app.default
-def main(*, full: bool = False, database: str | None = None, redis: str | None = None) -> None:
+def main(
+    *,
+    full: bool = False,
+    starts: bool = False,
+    database: str | None = None,
+    redis: str | None = None,
+) -> None:
     """Measure, print a table, and write the figures and a plot beside this file.
 
     Args:
         full: Up to 1000 children, not 10, and cancellation: this takes most of an hour.
+        starts: Only the ways to start children as processes, in turns on one server.
         database: SQLAlchemy's URL of a Postgres database, instead of Prefect's embedded SQLite:
             postgresql+asyncpg://USER@HOST:PORT/NAME. It loses what is in it.
         redis: Host of a Redis for the server's messages, as in docker/compose.yaml, instead of its
@@ -224,9 +231,9 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
         limit = min(TIMES * ours.get("seconds", LIMIT_SECONDS), LIMIT_SECONDS)
         measure(bench.create, side, children, limit)
 
-    def starts(bench: Bench) -> None:
+    def measure_starts(bench: Bench) -> None:
         """Measure the ways to start a process in turns, on one server, and keep the medians."""
-        for children, sides in ((REAL, SIDES), *([(MANY_REAL, SIDES[1:])] if full else [])):
+        for children, sides in ((REAL, SIDES), (MANY_REAL, SIDES[1:])):
             rounds: dict[str, list[Measured]] = {side: [] for side in sides}
             for _ in range(ROUNDS):
                 for side in sides:
@@ -236,20 +243,24 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
                 keys = [key for key, value in measured[0].items() if isinstance(value, float)]
                 figures["real"][side][children] = {
                     key: statistics.median(each[key] for each in measured) for key in keys
-                } | {"rounds": [each["seconds"] for each in measured]}
+                } | {
+                    "lost": sum(each.get("lost", 0) for each in measured),
+                    "rounds": [each.get("seconds", each.get("over")) for each in measured],
+                }
         for side in SIDES[1:]:
             measure(bench.memory, side, 1)
 
+    if starts:
+        with clean_bench("ours") as bench:
+            measure_starts(bench)
     few = 20 if full else 10
-    for side in ("ours", "plain"):
+    for side in () if starts else ("ours", "plain"):
         with clean_bench(side) as bench:
             measure(bench.wait, side, few)
             measure(bench.idle, side, few)
             create(bench, side, few)
             if full:
                 measure(bench.cancel, side, CANCELLED)
-    with clean_bench("ours") as bench:
-        starts(bench)
     if full:
         # A server each for hundreds: it is busy for long after it lost or cancelled them.
         for children in (100, 500):
@@ -261,6 +272,7 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
         for children, limit in ((100, LIMIT_SECONDS), (1000, WAIT_LIMIT_SECONDS)):
             with clean_bench("ours") as bench:
                 measure(bench.wait, "ours", children, limit)
+    what = "starts" if starts else "fan_out"
     name = "-".join(["postgres" if database else "sqlite", *(["redis"] if redis else [])])
     about = {
         "date": str(datetime.now(UTC).date()),
@@ -269,9 +281,10 @@ def main(*, full: bool = False, database: str | None = None, redis: str | None =
         "cores": os.cpu_count(),
         "database": name,
     }
-    (HERE / f"fan_out-{name}.json").write_text(json.dumps(about | figures, indent=1) + "\n")
+    (HERE / f"{what}-{name}.json").write_text(json.dumps(about | figures, indent=1) + "\n")
     console.print(tabulate(figures))
-    plot(figures, HERE / f"fan_out-{name}.svg")
+    if not starts:
+        plot(figures, HERE / f"fan_out-{name}.svg")
 
 
 def _server_env(database: str | None, redis: str | None) -> dict[str, str]:

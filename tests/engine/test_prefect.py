@@ -6,6 +6,7 @@ import importlib
 import inspect
 
 import pytest
+from prefect.logging import configuration
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,8 @@ import pytest
         ),
         ("prefect.utilities.importtools", "import_object", ["import_path"], "_stack"),
         ("prefect.utilities.templating", "apply_values", ["template", "values"], "_stack"),
+        ("prefect.context", "refresh_global_settings_context", [], "_warm_process"),
+        ("prefect.logging.configuration", "setup_logging", ["incremental"], "_warm_process"),
         ("prefect.logging.handlers", "APILogWorker.drain_all", ["timeout"], "testing"),
         ("prefect.events.worker", "EventsWorker.drain_all", ["timeout"], "testing"),
     ],
@@ -40,3 +43,9 @@ def test_it_is_still_there(place: str, name: str, parameters: list[str], used_by
         found = getattr(found, part)
     missing = set(parameters) - set(inspect.signature(found).parameters)  # type: ignore[arg-type]
     assert not missing, f"{place}.{name} has changed: see {used_by}.py in deployments"
+
+
+def test_logging_is_set_up_afresh_where_this_is_empty() -> None:
+    remembered = getattr(configuration, "PROCESS_LOGGING_CONFIG", None)
+    assert isinstance(remembered, dict), "see _warm_process.py in deployments"
+    assert "PROCESS_LOGGING_CONFIG" in configuration.setup_logging.__code__.co_names
