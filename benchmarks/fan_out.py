@@ -233,9 +233,9 @@ def main(
 
     def measure_starts(bench: Bench) -> None:
         """Measure the ways to start a process in turns, on one server, and keep the medians."""
-        for children, sides in ((REAL, SIDES), (MANY_REAL, SIDES[1:])):
+        for children, times, sides in ((REAL, ROUNDS, SIDES), (MANY_REAL, 1, SIDES[1:])):
             rounds: dict[str, list[Measured]] = {side: [] for side in sides}
-            for _ in range(ROUNDS):
+            for _ in range(times):
                 for side in sides:
                     measure(bench.real, side, children)
                     rounds[side].append(figures["real"][side][children])

@@ -149,6 +149,7 @@ EDITS = [
 ]
 
 
+@pytest.mark.slow
 async def test_each_changed_field_is_named(project: Project) -> None:
     project.say("deploy")
     for old, new, field in EDITS:
@@ -159,6 +160,7 @@ async def test_each_changed_field_is_named(project: Project) -> None:
         assert all(each.startswith("unchanged: ") for each in said[:-1])
 
 
+@pytest.mark.slow
 async def test_only_what_differs_is_deployed(project: Project) -> None:
     project.say("deploy")
     (project.path / "flows" / "load.py").write_text(FLOWS.replace("day: int", "number: int"))
@@ -177,6 +179,7 @@ async def test_only_what_differs_is_deployed(project: Project) -> None:
     assert all(each.startswith("unchanged") for each in project.say("deploy", "--dry-run"))
 
 
+@pytest.mark.slow
 async def test_what_the_build_decides_is_told_afterwards(project: Project) -> None:
     step = "prefect.deployments.steps.run_shell_script"
     build = f"build:\n  - {step}: {{id: tag, script: cat tag.txt}}\n"
@@ -191,6 +194,7 @@ async def test_what_the_build_decides_is_told_afterwards(project: Project) -> No
     assert project.say("deploy")[-1] == "changed: deployment load/local: job variables"
 
 
+@pytest.mark.slow
 async def test_check_names_the_differences(
     project: Project, prefect_server: TemporaryServer
 ) -> None:
@@ -212,6 +216,7 @@ async def test_check_names_the_differences(
         ]
 
 
+@pytest.mark.slow
 async def test_a_rename_with_prune_leaves_nothing_behind(project: Project) -> None:
     project.say("deploy")
     project.declare(
@@ -245,6 +250,7 @@ async def test_a_rename_with_prune_leaves_nothing_behind(project: Project) -> No
     assert all(each.startswith("unchanged") for each in project.say("deploy", "--dry-run"))
 
 
+@pytest.mark.slow
 async def test_others_are_left_alone_and_unfinished_runs_are_named(project: Project) -> None:
     project.say("deploy")
     text = (project.path / "prefect.yaml").read_text()

@@ -141,6 +141,7 @@ def test_it_completes(checkout: Path, env: dict[str, str], worker: None) -> None
     assert httpx.get(url, headers={"Accept": "text/html"}).status_code == 200
 
 
+@pytest.mark.slow
 def test_json_alone(checkout: Path, env: dict[str, str], worker: None) -> None:
     done = run_command(
         ["run", "measure", "-p", "word=abc", "-p", "times=2", "--json"], checkout, env
@@ -149,6 +150,7 @@ def test_json_alone(checkout: Path, env: dict[str, str], worker: None) -> None:
     assert json.loads(done.stdout) == {"word": "abc", "length": 6, "initial": "a"}
 
 
+@pytest.mark.slow
 def test_it_fails(checkout: Path, env: dict[str, str], worker: None) -> None:
     done = run_command(words('["a", "bad"]'), checkout, env)
     assert done.returncode == 1
@@ -192,6 +194,7 @@ def test_it_needs_a_server(checkout: Path, clean_env: dict[str, str]) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "status", "state"), [("c\n", 1, "Cancelled"), ("l\n", 130, "Completed")]
 )
@@ -228,6 +231,7 @@ async def test_ctrl_c_asks(
         assert command.process.wait(60) == status, command.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["twice", "SIGTERM", "no terminal"])
 async def test_it_is_left_running(
     faulty: Path, env: dict[str, str], client: PrefectClient, nobody: None, how: str
@@ -263,6 +267,7 @@ async def add_child(client: PrefectClient, parent: UUID, name: str, *states: Sta
     return run
 
 
+@pytest.mark.slow
 async def test_children_of_children(
     faulty: Path, env: dict[str, str], client: PrefectClient, nobody: None
 ) -> None:
@@ -313,6 +318,7 @@ async def test_more_children_than_rows(
         assert "error: step/nobody ended as Failed: enough" in last
 
 
+@pytest.mark.slow
 async def test_a_run_that_is_deleted(
     faulty: Path, env: dict[str, str], client: PrefectClient, nobody: None
 ) -> None:
