@@ -259,9 +259,9 @@ async def _deploy(manifest: Manifest, *, dry_run: bool, prune: bool, yes: bool) 
         if not yes and not Confirm.ask("Delete what is no longer declared?", default=False):
             return True
         # Again: what was just deployed is in other queues and pools now, and runs go on.
-        kept = False
+        kept, shown = False, set(map(str, leftovers))
         for leftover in await find_leftovers(client, manifest):
-            if yes and leftover.runs:
+            if leftover.runs and (yes or str(leftover) not in shown):
                 why: str | None = "its runs are unfinished: let them end, or cancel them"
             else:
                 why = await leftover.delete()
