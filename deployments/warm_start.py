@@ -106,7 +106,7 @@ def find_or_start() -> socket.socket:
     import fcntl
 
     place = directory()
-    path = os.path.join(place, f"{identity()}.socket")
+    path = os.path.join(place, identity())
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(WAIT_SECONDS)
     lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
@@ -155,7 +155,8 @@ def identity() -> str:
     code = os.stat(WARM)
     early = sorted(item for item in os.environ.items() if item[0].startswith(READ_EARLY))
     parts = (worker, started, COLD, WARM, code.st_mtime_ns, code.st_size, early)
-    return hashlib.blake2s(repr(parts).encode(errors="surrogateescape")).hexdigest()[:32]
+    text = repr(parts).encode(errors="surrogateescape")
+    return hashlib.blake2s(text, digest_size=8).hexdigest()  # a socket's path can't be long
 
 
 def start(listener: socket.socket, path: str) -> None:
