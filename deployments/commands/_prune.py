@@ -136,7 +136,7 @@ async def _why_used(client: PrefectClient, pool: str, queue: str | None = None) 
     in_pool = (
         FlowRunFilter(work_queue_name=FlowRunFilterWorkQueueName(any_=[queue]))
         if queue
-        else (FlowRunFilter())
+        else FlowRunFilter()
     )
     deployments = await _all(client.read_deployments)
     users = [
