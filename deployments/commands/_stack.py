@@ -23,6 +23,8 @@ from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._services import COMPOSE_FILE, WORKER, read_workers
 
 PORT_VARIABLE = "SERVER_PORT"
+SERVERS_VARIABLE = "SERVERS"
+URL_VARIABLE = "SERVER_URL"
 SOCKET = Path("/var/run/docker.sock")
 PROJECT_VARIABLE = "COMPOSE_PROJECT_NAME"
 LABEL = "io.prefect.flow-run-id"  # of what a Docker worker starts (DockerWorkerJobConfiguration)
@@ -35,25 +37,29 @@ def up(console: Console) -> None:
         console: For the progress.
 
     Raises:
-        RuntimeError: The port is taken; or a command failed, and has said why.
-        ValueError: prefect.yaml, or the port, can't be read.
+        RuntimeError: A port is taken; or a command failed, and has said why.
+        ValueError: prefect.yaml, or a variable of .env, can't be read.
     """
     manifest = Manifest.load()
     processes, containers = manifest.of_type("process"), manifest.of_type("docker")
     names = read_names(manifest)
-    port = read_port()
-    require_port(port, names[PROJECT_VARIABLE])
-    api_url = f"http://127.0.0.1:{port}/api"
+    ports = read_ports()
+    for port in ports:
+        require_port(port, names[PROJECT_VARIABLE])
+    # Not SERVER_URL: what listens there may need these servers first.
+    api_url = f"http://127.0.0.1:{ports[0]}/api"
     with console.status("Building the image ..."):
         names["IMAGE"] = build_image(containers)
-    _compose(names, "up", "--detach", "--remove-orphans")
+    # One migrates the database, and is healthy, before there are more: two at once would collide.
+    for servers in dict.fromkeys([1, len(ports)]):
+        _compose(names, "up", "--detach", "--remove-orphans", "--scale", f"server={servers}")
     deploy = ["python", "-m", "deployments", "deploy"]
     # Processes run where their worker is, and need its paths.
     worker = WORKER + processes.deployments[0].work_pool.name
     _compose(names, "run", "--rm", "-T", worker, *deploy, *processes.names)
     env = os.environ | {"PREFECT_API_URL": api_url}
     _run([sys.executable, *deploy[1:], *containers.names], env)
-    console.print(f"The Prefect UI is at {api_url.removesuffix('/api')}; `make down` stops it.")
+    console.print(f"The Prefect UI is at {names[URL_VARIABLE]}; `make down` stops it.")
 
 
 def down(volumes: bool) -> None:
@@ -75,7 +81,7 @@ def down(volumes: bool) -> None:
 
 
 def read_names(manifest: Manifest) -> dict[str, str]:
-    """Return the variables that give the stack the names of prefect.yaml.
+    """Return the variables that give the stack the names of prefect.yaml, and what .env tells.
 
     Raises:
         ValueError: There is none for something, or it can't be one.
@@ -85,23 +91,47 @@ def read_names(manifest: Manifest) -> dict[str, str]:
             f"prefect.yaml: name: for Docker it must be of a-z, 0-9, - and _, not {manifest.name!r}"
         )
     volume = find_results_volume(manifest.of_type("docker").deployments[0])
+    ports = read_ports()
     return {
         PROJECT_VARIABLE: manifest.name,
         "NETWORK": find_network(manifest),
         "RESULTS": volume or f"{manifest.name}-results",
         "IMAGE": "none",
+        "SERVER_PORTS": "-".join(str(port) for port in dict.fromkeys([ports[0], ports[-1]])),
+        URL_VARIABLE: read_url(ports[0]),
     }
 
 
-def read_port() -> int:
-    """Return the port of this machine for the stack's server.
+def read_ports() -> range:
+    """Return the ports of this machine for the stack's servers, one for each.
 
     Raises:
-        ValueError: It is no port.
+        ValueError: They are no ports.
     """
-    text = os.environ.get(PORT_VARIABLE) or "4200"
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**16):
-        raise ValueError(f"{PORT_VARIABLE} in .env must be a port, 1 to 65535, not {text!r}")
+    port = _read_number(PORT_VARIABLE, 4200, "a port, 1 to 65535", 2**16)
+    servers = _read_number(SERVERS_VARIABLE, 1, f"a number, 1 to {2**16 - port}", 2**16 - port + 1)
+    return range(port, port + servers)
+
+
+def read_url(port: int) -> str:
+    """Return the address under which browsers reach the stack, by default that of a port here.
+
+    Raises:
+        ValueError: It is no address.
+    """
+    text = os.environ.get(URL_VARIABLE) or f"http://127.0.0.1:{port}"
+    if not re.fullmatch(r"https?://[^\s/]+/?", text):
+        raise ValueError(
+            f"{URL_VARIABLE} in .env must be like https://prefect.example.com, without /api, "
+            f"not {text!r}"
+        )
+    return text.rstrip("/")
+
+
+def _read_number(variable: str, default: int, what: str, end: int) -> int:
+    text = os.environ.get(variable) or str(default)
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < end):
+        raise ValueError(f"{variable} in .env must be {what}, not {text!r}")
     return int(text)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deployments.commands._manifest import ROOT, Manifest
-from deployments.commands._stack import read_names, read_port, require_port
+from deployments.commands._stack import read_names, require_port
 from tests.engine.conftest import MANIFEST, run_command
 
 
@@ -38,10 +38,12 @@ def taken() -> Iterator[int]:
         yield port
 
 
+@pytest.mark.parametrize("servers", [1, 2])
 def test_a_taken_port_is_told_before_anything_is_built(
-    docker: Path, taken: int, monkeypatch: pytest.MonkeyPatch
+    docker: Path, taken: int, monkeypatch: pytest.MonkeyPatch, servers: int
 ) -> None:
-    monkeypatch.setenv("SERVER_PORT", str(taken))
+    monkeypatch.setenv("SERVERS", str(servers))
+    monkeypatch.setenv("SERVER_PORT", str(taken - servers + 1))  # the last one is taken
     command = [sys.executable, "-m", "deployments", "up"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -60,19 +62,42 @@ def test_the_port_of_this_stack_is_no_obstacle(docker: Path, taken: int) -> None
     assert f"publish={taken}" in docker.read_text()
 
 
-@pytest.mark.parametrize("port", ["http", "0", "65536", "-1", "²"])
-def test_a_port_that_is_none(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SERVER_PORT", port)
-    with pytest.raises(ValueError, match=f"SERVER_PORT in .env must be a port.* not '{port}'"):
-        read_port()
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        *(("SERVER_PORT", each, "a port, 1 to 65535") for each in ("http", "0", "65536", "²")),
+        *(("SERVERS", each, "a number, 1 to 61336") for each in ("two", "0", "61337", "-1", "²")),
+        ("SERVER_URL", "prefect.example.com", "like https://.*, without /api"),
+        ("SERVER_URL", "https://prefect.example.com/api", "like https://.*, without /api"),
+    ],
+)
+def test_a_variable_that_is_none(
+    variable: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"^{variable} in .env must be {expected}, not '{value}'$"):
+        read_names(Manifest.load(MANIFEST))
 
 
-@pytest.mark.parametrize("port", [None, ""])
-def test_a_port_that_is_not_given(port: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SERVER_PORT", raising=False)
-    if port is not None:
-        monkeypatch.setenv("SERVER_PORT", port)
-    assert read_port() == 4200
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, ("4200", "http://127.0.0.1:4200")),
+        ({"SERVERS": "", "SERVER_PORT": "", "SERVER_URL": ""}, ("4200", "http://127.0.0.1:4200")),
+        ({"SERVERS": "1", "SERVER_PORT": "80"}, ("80", "http://127.0.0.1:80")),
+        ({"SERVERS": "3", "SERVER_PORT": "80"}, ("80-82", "http://127.0.0.1:80")),
+        ({"SERVERS": "2", "SERVER_URL": "https://a.example/"}, ("4200-4201", "https://a.example")),
+    ],
+)
+def test_the_servers_of_the_stack_are_those_of_env(
+    env: dict[str, str], expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("SERVERS", "SERVER_PORT", "SERVER_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in env.items():
+        monkeypatch.setenv(variable, value)
+    names = read_names(Manifest.load(MANIFEST))
+    assert (names["SERVER_PORTS"], names["SERVER_URL"]) == expected
 
 
 def edited(tmp_path: Path, old: str, new: str) -> Manifest:
