@@ -1,4 +1,4 @@
-"""What the processes of a worker take, as Linux tells it."""
+"""What processes take, as Linux tells it: those of a worker, and those of a server's stack."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from pathlib import Path
 TICKS = os.sysconf("SC_CLK_TCK")
 # Of proc(5)'s stat, counted from the process's parent: its own time, and that of ended children.
 OWN, ENDED = slice(10, 12), slice(12, 14)
+# Of what a server with Postgres and Redis is made of, and of who uses it here: their command lines.
+STACK = {
+    "servers": r"prefect\x00server\x00start\x00",
+    "services": r"prefect\x00server\x00services\x00",
+    "postgres": r"^(\S*/)?postgres[:\x00]",
+    "redis": r"^(\S*/)?redis-server\b",
+    "nginx": r"^nginx: ",
+    "simulated_worker": r"benchmarks\.simulated_worker\x00",
+}
 
 
 def cpu_seconds(worker: int) -> dict[str, float]:
@@ -19,6 +28,14 @@ def cpu_seconds(worker: int) -> dict[str, float]:
         "children": _cpu(worker, ENDED) + sum(_cpu(pid, OWN) + _cpu(pid, ENDED) for pid in warm),
         "worker": _cpu(worker, OWN),
         "server": sum(_cpu(pid, OWN) for pid in _find(r"/_server\.py\x00")),
+    }
+
+
+def stack_seconds() -> dict[str, float]:
+    """Return the CPU time so far of the parts of a stack, all that are on this machine."""
+    return {
+        part: sum(_cpu(pid, OWN) + _cpu(pid, ENDED) for pid in _find(command))
+        for part, command in STACK.items()
     }
 
 

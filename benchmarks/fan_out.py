@@ -1,6 +1,7 @@
 """What child deployments cost: this template beside plain `run_deployment`, in one run.
 
-python -m benchmarks.fan_out [--full] [--starts] [--database URL] [--redis HOST]
+python -m benchmarks.fan_out [--full] [--starts] [--servers CHILDREN]
+    [--database URL] [--redis HOST]
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,9 +30,10 @@ from prefect.deployments import arun_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
-from benchmarks.cost import cpu_seconds, megabytes, wait_for_ends
+from benchmarks.cost import cpu_seconds, megabytes, stack_seconds, wait_for_ends
 from benchmarks.parent import read_children
 from benchmarks.report import Figures, Measured, plot, tabulate
+from benchmarks.servers import run_servers
 from deployments.commands._deploy import create_definitions, run_prefect_deploy
 from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._processes import (
@@ -57,6 +60,10 @@ SIDES = ("plain", "cold", "ours")
 # Prefect's default, where prefect.toml has another.
 PLAIN_WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "10"}
 CANCELLED = 20
+# So that servers have enough to do: parents, of which each creates its children one request after
+# another, and runs that the simulated worker completes at once.
+PARENTS = 4
+AT_ONCE = 8
 
 # A method of Bench: by the side, the number of children and the limit in seconds.
 Way = Callable[[str, int, float], Measured]
@@ -91,14 +98,33 @@ class Bench:
 
     def wait(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
         """Run a parent whose children are completed by a simulated worker."""
-        log = self.server.home / "simulated-worker.log"
-        with run_process(
-            ["-m", "benchmarks.simulated_worker"],
-            env={**self.server.env, "PYTHONPATH": str(ROOT)},
-            log=log,
-            ready=lambda: "ready" in log.read_text(),
-        ):
+        with self._simulated_worker(1):
             return self._measure(side, "wait", "simulated", children, limit)
+
+    def bear(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
+        """Run parents that share so many children: what the servers take for it."""
+        share = children // PARENTS
+        with self._simulated_worker(AT_ONCE), ThreadPoolExecutor(PARENTS) as pool:
+            before, start = stack_seconds(), os.times()
+            measured = list(
+                pool.map(
+                    lambda _: self._measure("ours", "wait", "simulated", share, limit),
+                    range(PARENTS),
+                )
+            )
+            after, end = stack_seconds(), os.times()
+        for each in measured:
+            if "seconds" not in each:
+                return each
+        cpu = {part: after[part] - before[part] for part in after}
+        cpu["parents"] = sum(end[2:4]) - sum(start[2:4])  # of processes that have ended
+        return {
+            "window": end.elapsed - start.elapsed,  # of the CPU time: the parents' start, too
+            "seconds": max(each["seconds"] for each in measured),
+            "delay_p95": max(each["delay_p95"] for each in measured),
+            "requests": sum(each["requests"] for each in measured),
+            "failures": [failure for each in measured for failure in each["failures"]],
+        } | {f"cpu_{part}": seconds for part, seconds in cpu.items()}
 
     def real(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
         """Run a parent whose children run in processes of their own."""
@@ -119,6 +145,17 @@ class Bench:
         """Cancel a parent: how long its children outlive it."""
         with temporary_worker(self.server, side):
             return asyncio.run(_cancel(f"{side}-sleepers/{side}", children, limit))
+
+    @contextlib.contextmanager
+    def _simulated_worker(self, at_once: int) -> Iterator[None]:
+        log = self.server.home / "simulated-worker.log"
+        with run_process(
+            ["-m", "benchmarks.simulated_worker", str(at_once)],
+            env={**self.server.env, "PYTHONPATH": str(ROOT)},
+            log=log,
+            ready=lambda: "ready" in log.read_text(),
+        ):
+            yield
 
     @contextlib.contextmanager
     def _worker(self, side: str) -> Iterator[int]:
@@ -197,6 +234,7 @@ def main(
     *,
     full: bool = False,
     starts: bool = False,
+    servers: int = 0,
     database: str | None = None,
     redis: str | None = None,
 ) -> None:
@@ -205,11 +243,15 @@ def main(
     Args:
         full: Up to 1000 children, not 10, and cancellation: this takes most of an hour.
         starts: Only the ways to start children as processes, in turns on one server.
+        servers: Only one API server, then two behind docker/nginx.conf, with so many children:
+            of four parents: the CPU time of each part. It needs a database, Redis, and nginx.
         database: SQLAlchemy's URL of a Postgres database, instead of Prefect's embedded SQLite:
             postgresql+asyncpg://USER@HOST:PORT/NAME. It loses what is in it.
         redis: Host of a Redis for the server's messages, as in docker/compose.yaml, instead of its
             memory.
     """
+    if servers and not (database and redis):
+        sys.exit("--servers needs --database and --redis: several servers share them")
     figures: Figures = {}
     own = _server_env(database, redis)
 
@@ -253,8 +295,11 @@ def main(
     if starts:
         with clean_bench("ours") as bench:
             measure_starts(bench)
+    for side, count in (("one server", 1), ("two servers", 2)) if servers else ():
+        with _bench(own, SETTINGS, count) as bench:
+            measure(bench.bear, side, servers, WAIT_LIMIT_SECONDS)
     few = 20 if full else 10
-    for side in () if starts else ("ours", "plain"):
+    for side in () if starts or servers else ("ours", "plain"):
         with clean_bench(side) as bench:
             measure(bench.wait, side, few)
             measure(bench.idle, side, few)
@@ -272,7 +317,7 @@ def main(
         for children, limit in ((100, LIMIT_SECONDS), (1000, WAIT_LIMIT_SECONDS)):
             with clean_bench("ours") as bench:
                 measure(bench.wait, "ours", children, limit)
-    what = "starts" if starts else "fan_out"
+    what = "servers" if servers else "starts" if starts else "fan_out"
     name = "-".join(["postgres" if database else "sqlite", *(["redis"] if redis else [])])
     about = {
         "date": str(datetime.now(UTC).date()),
@@ -282,8 +327,9 @@ def main(
         "database": name,
     }
     (HERE / f"{what}-{name}.json").write_text(json.dumps(about | figures, indent=1) + "\n")
-    console.print(tabulate(figures))
-    if not starts:
+    if not servers:
+        console.print(tabulate(figures))
+    if what == "fan_out":
         plot(figures, HERE / f"fan_out-{name}.svg")
 
 
@@ -302,16 +348,18 @@ def _server_env(database: str | None, redis: str | None) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _bench(own: dict[str, str], settings: Path | None) -> Iterator[Bench]:
-    """Run a clean server to measure on, with our settings or with Prefect's own."""
+def _bench(own: dict[str, str], settings: Path | None, servers: int = 0) -> Iterator[Bench]:
+    """Run a clean server to measure on, with our settings or with Prefect's own, or several."""
     if DATABASE_URL in own:
         command = ["prefect", "server", "database", "reset", "--yes"]
         env = os.environ | own
         subprocess.run([sys.executable, "-m", *command], env=env, check=True, capture_output=True)
     with (
         tempfile.TemporaryDirectory(prefix="prefect-bench-") as home,
+        run_servers(Path(home), servers, own)
+        if servers
         # What the plain way does to SQLite is measured, not refused.
-        temporary_server(Path(home), own=own, settings=settings, check_log=False) as server,
+        else temporary_server(Path(home), own=own, settings=settings, check_log=False) as server,
         temporary_settings({PREFECT_API_URL: server.api_url}),
     ):
         bench = Bench(server)

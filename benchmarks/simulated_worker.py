@@ -2,13 +2,15 @@
 
 What a parent of hundreds of children costs shows without hundreds of processes.
 
-python -m benchmarks.simulated_worker
+python -m benchmarks.simulated_worker AT_ONCE
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.results import ResultStore
@@ -19,24 +21,29 @@ from benchmarks.flows import one
 BATCH = 20
 
 
-async def main() -> None:
-    """Complete runs one after another, until somebody ends this process."""
+async def main(at_once: int) -> None:
+    """Complete runs, so many at once, until somebody ends this process."""
+    turn = asyncio.Semaphore(at_once)
     store = await ResultStore(persist_result=True).aupdate_for_flow(one)
     result = store.create_result_record(1)
     await store.apersist_result_record(result)
     async with get_client() as client:
+
+        async def complete(run_id: UUID) -> None:
+            async with turn:
+                await client.set_flow_run_state(run_id, Running())
+                await client.set_flow_run_state(run_id, Completed(data=result))
+
         print("ready", flush=True)
         while True:
             soon = datetime.now(UTC) + timedelta(seconds=1)
             runs = await client.get_scheduled_flow_runs_for_work_pool(
                 "simulated", scheduled_before=soon
             )
-            for run in runs[:BATCH]:
-                await client.set_flow_run_state(run.flow_run.id, Running())
-                await client.set_flow_run_state(run.flow_run.id, Completed(data=result))
+            await asyncio.gather(*(complete(run.flow_run.id) for run in runs[:BATCH]))
             if not runs:
                 await asyncio.sleep(0.2)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(int(sys.argv[1])))

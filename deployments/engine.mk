@@ -2,27 +2,34 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OTHER := .other-prefect
+# Of pyproject.toml's extras: those that runs and workers have, too, and those of this checkout alone.
+EXTRAS ?=
+DEV_EXTRAS ?= dev
 COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links $(UPGRADE) pyproject.toml
 
-.PHONY: init demo test test-all test-cold test-docker test-prefect lint format check deploy up down update lock clean
+.PHONY: init demo test test-all test-cold test-docker test-machines test-prefect lint format check deploy up down update lock clean
 
 demo: .venv/installed
 	@$(BIN)/python -m deployments demo $(ARGS)
 
 test: lint
-	@$(BIN)/python -m pytest -m "not slow and not docker" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not docker and not machines" $(ARGS)
 
 test-all: lint
-	@$(BIN)/python -m pytest -m "not docker" $(ARGS)
+	@$(BIN)/python -m pytest -m "not docker and not machines" $(ARGS)
 
 # Faults, without warm starts: there is no directory for their socket. By default those that the
 # start of a process could change; all with `ARGS=tests/engine/faults`.
 STARTS = tests/engine/faults -k '(raises or is_killed or timeout or is_cancelled) and not worker'
 test-cold: .venv/installed
-	@XDG_RUNTIME_DIR=/dev/null $(BIN)/python -m pytest -m "not docker" $(or $(ARGS),$(STARTS))
+	@XDG_RUNTIME_DIR=/dev/null $(BIN)/python -m pytest -m "not docker and not machines" $(or $(ARGS),$(STARTS))
 
 test-docker: .venv/installed
 	@$(BIN)/python -m pytest -m docker $(ARGS)
+
+# As root on Linux, since it makes two machines with networks and Docker Engines of their own.
+test-machines: .venv/installed
+	@$(BIN)/python -m pytest -m machines $(ARGS)
 
 # With another Prefect than the lock's: `make test-prefect PREFECT=3.8.8`; without, the newest.
 # In a clone of the last commit, with a lock and a `.venv` of its own, since runs use that.
@@ -48,7 +55,7 @@ deploy: .venv/installed
 	@$(BIN)/python -m deployments deploy $(ARGS)
 
 up: .venv/installed
-	@$(BIN)/python -m deployments up
+	@$(BIN)/python -m deployments up $(ARGS)
 
 down: .venv/installed
 	@$(BIN)/python -m deployments down $(ARGS)
@@ -62,8 +69,8 @@ update: .venv/installed
 	@$(BIN)/python -m deployments update "$(FROM)" $(ARGS)
 
 lock: .venv/installed
-	$(COMPILE) -o requirements.txt
-	$(COMPILE) --all-extras -c requirements.txt -o requirements-dev.txt
+	$(COMPILE) $(EXTRAS:%=--extra %) -o requirements.txt
+	$(COMPILE) $(patsubst %,--extra %,$(EXTRAS) $(DEV_EXTRAS)) -c requirements.txt -o requirements-dev.txt
 
 clean:
 	rm -rf .venv $(OTHER) .mypy_cache .pytest_cache .ruff_cache

@@ -16,15 +16,18 @@ from typing import Any
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import DeploymentSchedule
+from prefect.client.schemas.objects import WorkPool as DeployedWorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events import DeploymentTriggerTypes
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.collections import deep_merge
 from prefect.utilities.templating import apply_values, find_placeholders
+from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 from pydantic import TypeAdapter
 
-from deployments.commands._manifest import ROOT, Deployment, Manifest
+from deployments.commands._manifest import ROOT, Deployment, Manifest, WorkPool
 
 # Our deploys leave it on deployments; `marks_of` are those of automations, queues and pools.
 LABEL = "deployments.project"
@@ -100,7 +103,8 @@ async def find_definition_changes(
                 yield Change(f"work queue {name}/{queue_name}", created=True)
             continue
         # A deploy can't change the type: `check --server` says what to do.
-        yield Change(f"work pool {there.name}")
+        differs = await find_other_template(pool, there) is not None
+        yield Change(f"work pool {name}", fields=("base job template",) if differs else ())
         for queue_name, queue in pool.queues.items():
             what = f"work queue {name}/{queue_name}"
             try:
@@ -133,6 +137,20 @@ async def find_changes(
         flow = each.load_flow()
         changes.append(await find_deployment_change(client, manifest, each, flow, env))
     return changes
+
+
+async def find_other_template(pool: WorkPool, there: DeployedWorkPool) -> dict[str, Any] | None:
+    """Return the base job template that a work pool is to have, where it has another one."""
+    if not pool.base_job_template or there.type != pool.type:
+        return None
+    wanted = await make_template(pool)
+    return None if wanted == there.base_job_template else wanted
+
+
+async def make_template(pool: WorkPool) -> dict[str, Any]:
+    """Return Prefect's own base job template, with what a work pool declares laid over it."""
+    default = await get_default_base_job_template_for_infrastructure_type(pool.type)
+    return deep_merge(default or {}, pool.base_job_template)
 
 
 def marked_automations(manifest: Manifest) -> list[AutomationCore]:

@@ -14,10 +14,12 @@ from prefect.flows import Flow
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
+from deployments.commands._blocks import check_blocks
 from deployments.commands._calls import ChildCall, find_child_calls
 from deployments.commands._containers import check_container
 from deployments.commands._manifest import ROOT, Deployment, Manifest
 from deployments.commands._notice import Flows, check_automations, check_noticed, check_pools
+from deployments.commands._outputs import check_outputs
 from deployments.commands._returns import check_return
 from deployments.commands._services import COMPOSE_FILE, check_services
 from deployments.runtime import find_refused, validate_some
@@ -73,6 +75,8 @@ def _check_manifest(path: Path, names: tuple[str, ...]) -> Iterator[str]:
             check_noticed(manifest.definitions, flows, name),
             _check_queue(manifest, deployment),
             check_container(manifest, deployment),
+            check_blocks(deployment),
+            check_outputs(manifest, deployment),
         ):
             yield from (f"{path.name}: {name}: {finding}" for finding in findings)
         for call in find_child_calls(flow, deployment.name):

@@ -5,25 +5,19 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import AsyncIterator
-from typing import Any
-from uuid import uuid4
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import Flow, FlowRun
+from prefect.client.schemas.objects import Flow
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.utilities.urls import url_for
 
-from deployments import maintenance
+from deployments.commands._blocks import check_blocks_of_server
 from deployments.commands._calls import find_child_calls
 from deployments.commands._changes import find_changes
 from deployments.commands._manifest import Manifest, WorkPool
+from deployments.commands._probe import PROBE, probe_workers
 from deployments.commands._prune import find_leftovers
-from deployments.runtime import Returns, Unreadable, online_workers, read_value
-
-# A flow of ours that does nothing when it is asked about a parent that does not exist.
-PROBE = maintenance.cancel_orphans.name
+from deployments.runtime import online_workers
 
 
 async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterator[str]:
@@ -36,11 +30,11 @@ async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterat
         async for finding in _check_work_pool(client, name, pool):
             ready = False
             yield finding
-    flows = {}
+    flows, deployments = {}, {}
     for deployment in manifest.deployments:
         flow = deployment.load_flow()
         name = f"{flow.name}/{deployment.name}"
-        flows[name] = flow
+        flows[name], deployments[name] = flow, deployment
         if not await _is_deployed(client, name):
             ready = False
             yield f"{name} is not deployed: `python -m deployments deploy {deployment.name}`"
@@ -61,13 +55,13 @@ async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterat
             near = difflib.get_close_matches(name, await _read_names(client), n=1)
             hint = f"did you mean {near[0]}?" if near else "deploy it there"
             yield f"{places[0]}: calls {name}, which is not on {client.api_url}: {hint}"
+    async for finding in check_blocks_of_server(client, manifest, deployments):
+        ready = False
+        yield finding
     for name in flows:
-        if (
-            ready
-            and name.startswith(f"{PROBE}/")
-            and (problem := await _check_results(client, name))
-        ):
-            yield problem
+        if ready and name.startswith(f"{PROBE}/"):
+            async for finding in probe_workers(client, name):
+                yield finding
 
 
 async def _is_deployed(client: PrefectClient, name: str) -> bool:
@@ -112,28 +106,3 @@ async def _check_work_pool(client: PrefectClient, name: str, pool: WorkPool) -> 
             yield f"work queue {name}/{queue} does not exist: `python -m deployments deploy`"
     if not await online_workers(client, name):
         yield f"no worker is online for work pool {name}: `prefect worker start --pool {name}`"
-
-
-async def _check_results(client: PrefectClient, probe: str) -> str | None:
-    """Run something harmless, and read its result as a parent would read a child's."""
-    run = await arun_deployment(
-        probe, client=client, parameters={"parent": str(uuid4())}, timeout=60, poll_interval=0.5
-    )
-    if run.state is None or not run.state.is_completed():
-        return f"{probe} does not complete, but is {run.state}: look at {url_for(run)}"
-    in_volume = getattr(run.state.data, "storage_block_id", None) is None
-    if in_volume and await _runs_in_container(client, run):
-        return None  # a volume, which `check_manifest` looks at: only containers read it
-    try:
-        await read_value(run.state, Returns(Any))
-    except Unreadable as error:
-        return (
-            f"the result of {probe} {error}: give parents and children one result storage, such as "
-            "a shared PREFECT_LOCAL_STORAGE_PATH"
-        )
-    return None
-
-
-async def _runs_in_container(client: PrefectClient, run: FlowRun) -> bool:
-    assert run.work_pool_name is not None  # noqa: S101 - each of our deployments has one
-    return (await client.read_work_pool(run.work_pool_name)).type != "process"

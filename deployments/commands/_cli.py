@@ -166,8 +166,9 @@ def check(*names: str, server: bool = False) -> None:
     Args:
         names: Of the deployments to look for on the server; by default, of those in work pools
             of type process.
-        server: Look at the configured server, too: pools, workers, deployments, and whether
-            results of its workers can be read.
+        server: Look at the configured server, too: pools, deployments, the blocks that
+            prefect.yaml names, and each online worker, by a test run whose result is read from
+            here. That takes up to 60 s, or 300 s where an image has to be pulled.
     """
     if server:
         _require_server()
@@ -177,16 +178,22 @@ def check(*names: str, server: bool = False) -> None:
             manifest = _load(names)
         except ValueError as error:
             _fail(str(error))
-        _refuse(asyncio.run(_check_server(manifest)))
+        with progress.status("Waiting for a test run on each worker ..."):
+            findings = asyncio.run(_check_server(manifest))
+        _refuse(findings)
     progress.print(f"prefect.yaml{', the server' if server else ''} and the flows agree.")
 
 
 @app.command
-def up() -> None:
-    """Start a server on Postgres and Redis with workers, in containers, and deploy prefect.yaml."""
+def up(*, server: bool = False) -> None:
+    """Start a server on Postgres and Redis with workers, in containers, and deploy prefect.yaml.
+
+    Args:
+        server: Only the server, for workers on other machines; then `deploy` is up to you.
+    """
     _refuse(check_manifest())
     try:
-        _stack.up(progress)
+        _stack.up(progress, server)
     except (RuntimeError, ValueError) as error:
         _fail(str(error))
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import yaml
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from deployments.commands._changes import (
     LABEL,
@@ -22,6 +21,8 @@ from deployments.commands._changes import (
     changed_fields,
     find_definition_changes,
     find_deployment_change,
+    find_other_template,
+    make_template,
     mark_of,
     marked_automations,
     plain_automation,
@@ -113,14 +114,19 @@ async def _create_work_pool(
     client: PrefectClient, name: str, pool: WorkPool, mark: str | None
 ) -> None:
     try:
-        await client.read_work_pool(name)
+        existing = await client.read_work_pool(name)
     except ObjectNotFound:
-        template = await get_default_base_job_template_for_infrastructure_type(pool.type)
         wanted = WorkPoolCreate(
-            name=name, type=pool.type, base_job_template=template or {}, description=mark
+            name=name,
+            type=pool.type,
+            base_job_template=await make_template(pool),
+            description=mark,
         )
         with contextlib.suppress(ObjectAlreadyExists):  # a worker was faster
             await client.create_work_pool(wanted)
+    else:
+        if template := await find_other_template(pool, existing):
+            await client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
     for queue_name, queue in pool.queues.items():
         try:
             there = await client.read_work_queue_by_name(queue_name, work_pool_name=name)

@@ -27,10 +27,15 @@ class WorkQueue(BaseModel):
 
 
 class WorkPool(BaseModel):
-    """A work pool, as `definitions.work_pools` declares it."""
+    """A work pool, as `definitions.work_pools` declares it.
+
+    Attributes:
+        base_job_template: What is other there than in Prefect's own; nothing leaves it alone.
+    """
 
     model_config = ConfigDict(extra="forbid")
     type: str
+    base_job_template: dict[str, Any] = {}
     queues: dict[str, WorkQueue]
 
 

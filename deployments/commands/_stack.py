@@ -25,16 +25,18 @@ from deployments.commands._services import COMPOSE_FILE, WORKER, read_workers
 PORT_VARIABLE = "SERVER_PORT"
 SERVERS_VARIABLE = "SERVERS"
 URL_VARIABLE = "SERVER_URL"
+SERVER = ("server", "services")  # of docker/compose.yaml, which depend on the rest
 SOCKET = Path("/var/run/docker.sock")
 PROJECT_VARIABLE = "COMPOSE_PROJECT_NAME"
 LABEL = "io.prefect.flow-run-id"  # of what a Docker worker starts (DockerWorkerJobConfiguration)
 
 
-def up(console: Console) -> None:
+def up(console: Console, server: bool) -> None:
     """Build the image, start the stack, and deploy prefect.yaml to it.
 
     Args:
         console: For the progress.
+        server: Start the server and what it needs alone, no workers, and deploy nothing.
 
     Raises:
         RuntimeError: A port is taken; or a command failed, and has said why.
@@ -51,15 +53,22 @@ def up(console: Console) -> None:
     with console.status("Building the image ..."):
         names["IMAGE"] = build_image(containers)
     # One migrates the database, and is healthy, before there are more: two at once would collide.
+    chosen = SERVER if server else ()
     for servers in dict.fromkeys([1, len(ports)]):
-        _compose(names, "up", "--detach", "--remove-orphans", "--scale", f"server={servers}")
+        scale = f"server={servers}"
+        _compose(names, "up", "--detach", "--remove-orphans", "--scale", scale, *chosen)
+    if not server:
+        _deploy(names, processes, containers, api_url)
+    console.print(f"The Prefect UI is at {names[URL_VARIABLE]}; `make down` stops it.")
+
+
+def _deploy(names: dict[str, str], processes: Manifest, containers: Manifest, api_url: str) -> None:
     deploy = ["python", "-m", "deployments", "deploy"]
     # Processes run where their worker is, and need its paths.
     worker = WORKER + processes.deployments[0].work_pool.name
     _compose(names, "run", "--rm", "-T", worker, *deploy, *processes.names)
     env = os.environ | {"PREFECT_API_URL": api_url}
     _run([sys.executable, *deploy[1:], *containers.names], env)
-    console.print(f"The Prefect UI is at {names[URL_VARIABLE]}; `make down` stops it.")
 
 
 def down(volumes: bool) -> None:

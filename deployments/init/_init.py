@@ -63,6 +63,7 @@ def start_project(name: str = "") -> str:
     _declare()
     shutil.copytree(STARTER, ROOT, dirs_exist_ok=True, ignore=lambda *_: {"deployments.yaml"})
     _edit_pyproject(snake)
+    _leave_machines_out()
     _rename(kebab)
     readme = ROOT / "README.md"
     readme.write_text(readme.read_text().replace("{name}", kebab))
@@ -87,6 +88,12 @@ def _edit_pyproject(package: str) -> None:
     for pattern, new in PYPROJECT:
         text = re.sub(pattern, new.format(package=package), text)
     path.write_text(text)
+
+
+def _leave_machines_out() -> None:
+    """Keep from the project's CI what proves docker/README.md, which is the project's own now."""
+    path = ROOT / ".ci" / "run"
+    path.write_text(path.read_text().partition("\n# Of the template:")[0])
 
 
 def _rename(name: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import time
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -37,8 +38,8 @@ ENDINGS: dict[StateType, tuple[type[ChildError], str, str]] = {
     StateType.CANCELLED: (ChildCancelled, "was cancelled", "retry the parent to run it again;"),
 }
 # A result may be there a little later than the state that tells of it, as Prefect's own reader
-# allows for (RESULT_READ_MAXIMUM_ATTEMPTS).
-ATTEMPTS = 10
+# allows for. By the clock: a storage may have retries of its own, which take minutes.
+READ_SECONDS = 2.5
 PAUSE_SECONDS = 0.25
 # How Prefect writes an exception as JSON (`prefect_json_object_encoder`).
 EXCEPTION = {"__exc_type__", "message"}
@@ -66,7 +67,7 @@ async def read_result(run: RunInfo, state: State[Any], returns: Returns[R]) -> R
         )
         cause: BaseException | None = invalid
     except Unreadable as unreadable:
-        reason, cause = f"{unreadable}{await _last_warning(run.id)}", unreadable.__cause__
+        reason, cause = f"{unreadable}{await last_warning(run.id)}", unreadable.__cause__
     else:
         link_state_to_flow_run_result(state, result)
         return result
@@ -90,14 +91,16 @@ async def read_value(state: State[Any], returns: Returns[R]) -> R:
         raise Unreadable("was not persisted: set persist_result=True on the flow")
     if not hasattr(record, "storage_key"):  # the value itself
         return returns.validate(record)
-    for _ in range(ATTEMPTS):
+    deadline = time.monotonic() + READ_SECONDS
+    while True:
         try:
             blob = await _read_blob(record)
         except Exception as error:  # noqa: BLE001 - a storage may raise anything
             cause = error
+            block = await _name_block(record.storage_block_id)
             reason = (
-                f"can't be reached from here: {error!r}. It was deleted, was never written, or is "
-                "in a storage that this parent does not share"
+                f"can't be reached from here{block}: {error!r}. It was deleted, was never written, "
+                "or is in a storage that this parent does not share"
             )
         else:
             try:
@@ -106,8 +109,9 @@ async def read_value(state: State[Any], returns: Returns[R]) -> R:
                 raise
             except Exception as error:  # noqa: BLE001 - so may a serializer
                 cause, reason = error, f"can't be decoded: {error!r}"
+        if time.monotonic() > deadline:
+            raise Unreadable(reason) from cause
         await asyncio.sleep(PAUSE_SECONDS)
-    raise Unreadable(reason) from cause
 
 
 async def _read_blob(record: Any) -> bytes:
@@ -127,7 +131,19 @@ async def _read_blob(record: Any) -> bytes:
     return blob
 
 
-async def _last_warning(run_id: UUID) -> str:
+async def _name_block(block_id: UUID | None) -> str:
+    """Tell in which block a result is, if it is in one."""
+    if block_id is None:
+        return ""
+    with contextlib.suppress(Exception):  # only a service to the reader
+        async with get_client() as client:
+            block = await client.read_block_document(block_id, include_secrets=False)
+            if block.block_type:
+                return f", in block {block.block_type.slug}/{block.name}"
+    return f", in block {block_id}"
+
+
+async def last_warning(run_id: UUID) -> str:
     """Quote a child's log, where Prefect says that it could not write a result."""
     of_run = LogFilter(
         flow_run_id=LogFilterFlowRunId(any_=[run_id]), level=LogFilterLevel(ge_=logging.WARNING)

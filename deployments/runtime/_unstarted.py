@@ -81,9 +81,9 @@ def _no_worker(pool_name: str) -> str:
 
 
 async def online_workers(client: PrefectClient, pool_name: str) -> list[Worker]:
-    """Return a worker of the pool that is online, if there is one."""
+    """Return the workers of the pool that are online."""
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
-    return await client.read_workers_for_work_pool(pool_name, online, offset=0, limit=1)
+    return await client.read_workers_for_work_pool(pool_name, online)
 
 
 async def _is_full(client: PrefectClient, limit: int | None, **where: Any) -> bool:

@@ -276,7 +276,7 @@ def test_what_is_deployed_without_docker_needs_no_docker() -> None:
     local = Manifest.load(MANIFEST).of_type("process")
     assert local.names == ["local"]
     assert {pool.type for pool in local.definitions.work_pools.values()} == {"process"}
-    assert not any(deployment.build for deployment in local.deployments)
+    assert not any("docker" in str(deployment.build) for deployment in local.deployments)
 
 
 @pytest.mark.parametrize(
@@ -558,3 +558,13 @@ def test_deploy_refuses_what_check_refuses(checkout: Path, clean_env: dict[str, 
     )
     assert said["check"] == [lacks.format("local"), lacks.format("docker")]
     assert said["deploy"] == [lacks.format("local")]
+
+
+def test_half_a_switch_from_the_checkout_to_clones_is_found(tmp_path: Path) -> None:
+    found = findings(tmp_path, ("<<: *checkout\n", "<<: *clone\n"))
+    assert found[0] == (
+        "prefect.yaml: measure-all/local: work_pool.job_variables.working_dir: "
+        "{{ checkout.stdout }} would stay as it is: no step has the id checkout"
+    )
+    both = (("<<: *checkout\n", "<<: *clone\n"), ("<<: *on_checkout\n", "<<: *on_clone\n"))
+    assert findings(tmp_path, *both) == []

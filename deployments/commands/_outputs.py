@@ -1,0 +1,33 @@
+"""The outputs of steps that prefect.yaml names: Prefect leaves a name alone that it can't find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from deployments.commands._blocks import find_placeholder_places
+from deployments.commands._manifest import Deployment, Manifest
+
+# Placeholders of Prefect's own: blocks and variables, and what a worker knows of the run.
+OTHERS = {"prefect", "ctx"}
+
+
+def check_outputs(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
+    """Yield which step outputs a deployment names, though it has no such step."""
+    steps = {
+        kind: deployment.declared.get(kind, getattr(manifest, kind)) or []
+        for kind in ("build", "push", "pull")
+    }
+    ids = {step_id for each in steps.values() for step_id in _find_ids(each)} | OTHERS
+    used = {**steps, "work_pool": deployment.declared.get("work_pool")}
+    for place, name in find_placeholder_places(used):
+        step, dot, _ = name.partition(".")
+        if dot and step not in ids:
+            yield f"{place}: {{{{ {name} }}}} would stay as it is: no step has the id {step}"
+
+
+def _find_ids(steps: list[dict[str, Any]]) -> Iterator[str]:
+    for step in steps:
+        for options in step.values():
+            if isinstance(options, dict) and "id" in options:
+                yield str(options["id"])
