@@ -12,7 +12,12 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    temporary_settings,
+)
 
 from deployments.commands._manifest import ROOT
 from deployments.commands._processes import free_port
@@ -27,6 +32,7 @@ from tests.engine.machines.services import (
     GIT_URL,
     REGISTRY,
     REGISTRY_SECRET,
+    SERVER_SECRET,
     STORE_KEY,
     STORE_SECRET,
     STORE_URL,
@@ -52,6 +58,9 @@ SWITCHES = {
 # So that no machine empties the queue alone, and silence is told soon: heartbeats come each 30 s.
 FOR_TESTS = {"concurrency_limit: 8": "concurrency_limit: 4", "within: 180": "within: 75"}
 EXTRAS = "s3 kubernetes"
+
+
+LOGIN = f"docker login --username=me --password={REGISTRY_SECRET} {REGISTRY}"
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +94,7 @@ class Site:
     api_url: str
     env: dict[str, str]
     machines: list[Machine]
+    commands: list[str]
     workers: Path
     registry: Service
     store: Service
@@ -126,25 +136,26 @@ class Site:
         execute("git", "push", "--quiet", "origin", "HEAD", cwd=self.project)
 
     def start_worker(self, machine: Machine, pool: str) -> None:
-        """Start a worker that has an environment, and no checkout."""
+        """Start a worker that has an environment, and no checkout, as docker/README.md says."""
         env = {
-            "PATH": f"{self.workers}/bin:{os.environ['PATH']}",
+            "PATH": os.environ["PATH"],
             "HOME": str(machine.directory),
-            "PREFECT_HOME": str(machine.directory / f"prefect-{pool}"),
-            "PREFECT_API_URL": self.api_url,
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
             "DOCKER_HOST": machine.docker_host,
             "GIT_SSL_CAINFO": str(self.certificate),
         }
+        export, start = (
+            each.replace("--pool docker", f"--pool {pool}") for each in self.commands[-2:]
+        )
         name = f"{machine.name}-{pool}"
-        command = ["prefect", "worker", "start", "--pool", pool, "--name", name]
-        log = machine.spawn(name, command, env)
+        command = f"{export}; exec {self.workers}/{start} --name {name}"
+        log = machine.spawn(name, ["bash", "-c", command], env)
         wait_until(lambda: b"started!" in log.read_bytes(), f"worker {name} is up", 60)
 
     def start_machine(self, machine: Machine) -> None:
         machine.start(hidden=[ROOT, self.project])
-        machine.docker("network", "create", "engine-tests")
-        login(REGISTRY, {"DOCKER_HOST": machine.docker_host, "HOME": str(machine.directory)})
+        env = inner_env() | {"DOCKER_HOST": machine.docker_host, "HOME": str(machine.directory)}
+        for command in self.commands[2:4]:
+            execute("bash", "-c", command, env=env)
         self.start_worker(machine, "docker")
 
     def release(self, name: str) -> None:
@@ -173,9 +184,20 @@ def commit(repository: Path) -> None:
     execute("git", *name, "commit", "--quiet", "--message=Mine", cwd=repository)
 
 
-def login(registry: str, env: dict[str, str]) -> None:
-    command = ["docker", "login", "--username=me", f"--password={REGISTRY_SECRET}", registry]
-    execute(*command, env=inner_env() | env)
+def read_commands(api_url: str) -> list[str]:
+    """Return what docker/README.md has one do on the machine of a worker."""
+    (block,) = re.findall(r"```console\n( +\$ python3 -m venv.*?)```", README, re.DOTALL)
+    commands = [line.strip().removeprefix("$ ") for line in block.strip().splitlines()]
+    answers = {
+        "docker login <registry>": LOGIN,
+        "https://<server>/api": api_url,
+        "<user:password>": f"me:{SERVER_SECRET}",
+        "<name>": "engine-tests",
+    }
+    for asked, answer in answers.items():
+        assert any(asked in command for command in commands), asked
+        commands = [command.replace(asked, answer) for command in commands]
+    return commands
 
 
 def free_ports() -> list[int]:
@@ -222,20 +244,22 @@ def site(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
             "SERVERS": "2",
             "SERVER_PORT": str(ports[0]),
             "SERVER_URL": url,
+            "PREFECT_API_AUTH_STRING": f"me:{SERVER_SECRET}",
             "PREFECT_SERVER_ENCRYPTION_KEY": ENCRYPTION_KEY,
         }
-        login(REGISTRY, {"HOME": str(home)})
+        execute(*LOGIN.split(), env=inner_env() | {"HOME": str(home)})
         the_stack = Stack(project, home, find_images() | env)
         stack.callback(the_stack.make, "down", "ARGS=--volumes")
         the_stack.make("up", "ARGS=--server", **env)  # which has ports of its own
         balancer = services.balancer(directory, listen, ports)
         stack.enter_context(balancer.running())
 
+        commands = read_commands(f"{url}/api")
         workers = directory / "workers"
-        uv = str(project / ".venv" / "bin" / "uv")
-        execute(uv, "venv", "--quiet", str(workers))
-        install = f"pip install --quiet --require-hashes --python {workers} -r requirements.txt"
-        execute(uv, *install.split(), cwd=project)
+        workers.mkdir()
+        shutil.copy(project / "requirements.txt", workers)
+        for command in commands[:2]:
+            execute("bash", "-c", command, env=inner_env(), cwd=workers)
 
         machines = [Machine(number, directory) for number in (1, 2)]
         env |= {"PREFECT_API_URL": f"{url}/api"} | find_images()
@@ -245,6 +269,7 @@ def site(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
             api_url=f"{url}/api",
             env=inner_env() | env,
             machines=machines,
+            commands=commands,
             workers=workers,
             registry=registry,
             store=store,
@@ -261,7 +286,12 @@ def site(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
             site.start_machine(machine)
         site.start_worker(machines[0], "local")
         client_home = tmp_path_factory.mktemp("prefect")
-        with temporary_settings({PREFECT_API_URL: site.api_url, PREFECT_HOME: client_home}):
+        settings = {
+            PREFECT_API_URL: site.api_url,
+            PREFECT_API_AUTH_STRING: f"me:{SERVER_SECRET}",
+            PREFECT_HOME: client_home,
+        }
+        with temporary_settings(settings):
             yield site
 
 

@@ -21,12 +21,12 @@ REGISTRY = f"{ADDRESS}:5000"
 STORE_URL = f"http://{ADDRESS}:8080"
 STORE_KEY = "flows:worker"
 GIT_URL = f"https://{ADDRESS}:8443/project.git"
-REGISTRY_SECRET, STORE_SECRET, GIT_SECRET = (secrets.token_hex() for _ in range(3))
+REGISTRY_SECRET, STORE_SECRET, GIT_SECRET, SERVER_SECRET = (secrets.token_hex() for _ in range(4))
 ENCRYPTION_KEY = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 NGINX = ROOT / "docker" / "nginx.conf"
 LISTEN = "listen 127.0.0.1:8080;"
 SERVERS = ("server 127.0.0.1:4200", "server 127.0.0.1:4201")
-SECRETS = (REGISTRY_SECRET, STORE_SECRET, GIT_SECRET, ENCRYPTION_KEY)
+SECRETS = (REGISTRY_SECRET, STORE_SECRET, GIT_SECRET, SERVER_SECRET, ENCRYPTION_KEY)
 
 
 class Service:

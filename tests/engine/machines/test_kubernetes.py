@@ -76,7 +76,7 @@ def put(file: Path, block: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def project(checkout: Path) -> Path:
+def for_kubernetes(checkout: Path) -> Path:
     for block in (POOL, VARIABLES):
         put(checkout / "prefect.yaml", block)
     replace(checkout / "prefect.yaml", *RESULTS)
@@ -84,15 +84,15 @@ def project(checkout: Path) -> Path:
     return checkout
 
 
-def test_check_names_the_service_that_goes(project: Path, clean_env: dict[str, str]) -> None:
-    compose = project / "docker" / "compose.yaml"
+def test_check_names_the_service_that_goes(for_kubernetes: Path, clean_env: dict[str, str]) -> None:
+    compose = for_kubernetes / "docker" / "compose.yaml"
     compose.write_text(COMPOSE)
-    told = run_command(["check"], project, clean_env)
+    told = run_command(["check"], for_kubernetes, clean_env)
     compose.write_text(COMPOSE_WITHOUT)
     assert told.stderr.splitlines() == [
         "docker/compose.yaml: worker-docker: its command must have `--type kubernetes`"
     ]
-    sound = run_command(["check"], project, clean_env)
+    sound = run_command(["check"], for_kubernetes, clean_env)
     assert sound.returncode == 0, sound.stderr
 
 
@@ -118,17 +118,17 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(for_kubernetes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Deploy the project. Docker's Engine and command are stand-ins."""
     path = tmp_path_factory.mktemp("cluster")
     (path / "docker").write_text("#!/bin/sh\n")
     (path / "docker").chmod(0o755)
     git = "git -c user.name=ci -c user.email=ci@example.com"
     commands = f"git init -q && git add -A && {git} commit -qm 'To deploy'"
-    subprocess.run(commands, cwd=project, shell=True, check=True)  # noqa: S602
+    subprocess.run(commands, cwd=for_kubernetes, shell=True, check=True)  # noqa: S602
     tag = subprocess.run(
         ["git", "rev-parse", "--short=12", "HEAD"],
-        cwd=project,
+        cwd=for_kubernetes,
         capture_output=True,
         text=True,
         check=True,
@@ -140,7 +140,7 @@ def cluster(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             "DOCKER_HOST": f"tcp://127.0.0.1:{port}",
             "PATH": f"{path}:{os.environ['PATH']}",
         }
-        cluster = Cluster(server, project, env, f"{NAME}:{tag}")
+        cluster = Cluster(server, for_kubernetes, env, f"{NAME}:{tag}")
         cluster.deploy()
         yield cluster
 

@@ -86,6 +86,27 @@ def test_check_finds_nothing_wrong(site: Site) -> None:
     assert "agree" in site.make("check", "ARGS=docker local --server")
 
 
+def test_a_commit_that_workers_can_not_clone_is_not_deployed(site: Site) -> None:
+    manifest = site.project / "prefect.yaml"
+    text = manifest.read_text()
+    manifest.write_text(text + "# not committed\n")
+    try:
+        told = site.make("deploy", "ARGS=local", fails=True)
+    finally:
+        manifest.write_text(text)
+    assert "workers clone the commit: commit and push first" in told
+
+
+async def test_check_names_a_block_that_is_missing(site: Site, client: PrefectClient) -> None:
+    block = await client.read_block_document_by_name("results", "s3-bucket")
+    await client.delete_block_document(block.id)
+    try:
+        told = site.make("check", "ARGS=docker local --server", fails=True)
+    finally:
+        site.save_results_block()
+    assert "block s3-bucket/results is not on" in told
+
+
 async def start(steps: list[dict[str, Any]]) -> FlowRun:
     return await arun_deployment("family/docker", parameters={"steps": steps}, timeout=0)
 
@@ -185,6 +206,13 @@ async def test_a_machine_dies(site: Site, client: PrefectClient) -> None:
     ends = dict(await outcome(client, parent))
     assert (ends.pop("done"), ends.pop("and done")) == ("Completed", "Completed")
     assert set(ends.values()) <= {"Cancelled", "Crashed"}
+
+    (left,) = (each for each in site.machines if each.alive)
+
+    async def no_container_is_left() -> bool:
+        return not left.docker("ps", "--quiet", "--filter=label=io.prefect.flow-run-id")
+
+    await wait_for(no_container_is_left, "the containers of the orphans are removed")
 
     site.release("dead")
     await client.set_flow_run_state(parent.id, AwaitingRetry(), force=True)
