@@ -243,8 +243,8 @@ def test_no_secret_is_anywhere(site: Site) -> None:
         found = execute("git", "log", "--all", "-p", f"-S{secret}", "--oneline", cwd=site.project)
         assert found == "", found
     query = "select data::text from block_document union select value::text from configuration"
-    command = ["psql", "--username=prefect", "--no-align", "--tuples-only", "--command", query]
-    stored = docker("exec", site.stack.container("postgres"), *command)
+    psql = f"PGPASSWORD=$POSTGRES_PASSWORD psql --username=prefect --tuples-only -c '{query}'"
+    stored = docker("exec", site.stack.container("postgres"), "sh", "-c", psql)
     assert stored
     assert not any(secret in stored for secret in SECRETS)
 
