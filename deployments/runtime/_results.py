@@ -91,15 +91,19 @@ async def read_value(state: State[Any], returns: Returns[R]) -> R:
         raise Unreadable("was not persisted: set persist_result=True on the flow")
     if not hasattr(record, "storage_key"):  # the value itself
         return returns.validate(record)
+    cause: Exception | None
     deadline = time.monotonic() + READ_SECONDS
     while True:
         try:
             blob = await _read_blob(record)
         except Exception as error:  # noqa: BLE001 - a storage may raise anything
-            cause = error
+            # What pydantic refused may be a block's secret, which its error shows.
+            refused = isinstance(error, ValidationError)
+            cause = None if refused else error
+            told = "its values are refused" if refused else repr(error)
             block = await _name_block(record.storage_block_id)
             reason = (
-                f"can't be reached from here{block}: {error!r}. It was deleted, was never written, "
+                f"can't be reached from here{block}: {told}. It was deleted, was never written, "
                 "or is in a storage that this parent does not share"
             )
         else:

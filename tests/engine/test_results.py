@@ -3,15 +3,20 @@
 import asyncio
 import json
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import BlockDocumentCreate
 from prefect.flows import Flow
+from prefect.states import Completed
 
 from deployments import ChildResultUnavailable, child, parent_flow
 from deployments.commands._deploy import run_prefect_deploy
 from deployments.commands._manifest import ROOT
 from deployments.commands._processes import TemporaryServer
+from deployments.runtime import Returns, Unreadable, read_value
 from tests.engine import returns
 
 REFUSED: dict[str, str] = {
@@ -110,3 +115,26 @@ def test_without_an_annotation_it_is_plain_data(results: Results) -> None:
 def test_a_flow_that_yields_is_refused() -> None:
     with pytest.raises(TypeError, match=r"child\(generator\): what a flow yields has no result"):
         child(returns.generator)
+
+
+@pytest.mark.anyio
+async def test_a_block_that_is_refused_is_named_without_its_values(
+    prefect_server: TemporaryServer,
+) -> None:
+    async with get_client() as client:
+        kind = await client.read_block_type_by_slug("remote-file-system")
+        schema = await client.get_most_recent_block_schema_for_block_type(kind.id)
+        assert schema is not None
+        block = await client.create_block_document(
+            BlockDocumentCreate(
+                name="refused",
+                data={"basepath": "a-secret"},  # no address
+                block_schema_id=schema.id,
+                block_type_id=kind.id,
+            )
+        )
+    record = SimpleNamespace(storage_key="a", storage_block_id=block.id)
+    with pytest.raises(Unreadable, match="refused: its values are refused") as raised:
+        await read_value(Completed(data=record), Returns[Any](Any))
+    assert "a-secret" not in str(raised.value)
+    assert raised.value.__cause__ is None
