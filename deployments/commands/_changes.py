@@ -306,7 +306,7 @@ def _expect(
         names = {each.name.split(".")[0] for each in find_placeholders(filled)}
         literal = field in ("pull steps", "triggers", "parameter schema")
         unknown = (
-            names & _step_ids(build, declared.get("push", manifest.push))
+            names & step_ids(build, declared.get("push", manifest.push))
             if literal
             else (names - {"ctx"})
         )
@@ -317,13 +317,14 @@ def _expect(
     return expected, later
 
 
-def _step_ids(*steps: list[dict[str, Any]] | None) -> set[str]:
+def step_ids(*steps: list[dict[str, Any]] | None) -> set[str]:
+    """Return the ids of build, push or pull steps: their outputs begin with these."""
     return {
-        step["id"]
+        str(step["id"])
         for each in steps
         for named in each or []
         for step in named.values()
-        if "id" in step
+        if isinstance(step, dict) and "id" in step
     }
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from deployments.commands._blocks import find_placeholder_places
+from deployments.commands._changes import step_ids
 from deployments.commands._manifest import Deployment, Manifest
 
 # Placeholders of Prefect's own: blocks and variables, and what a worker knows of the run.
@@ -18,16 +18,9 @@ def check_outputs(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
         kind: deployment.declared.get(kind, getattr(manifest, kind)) or []
         for kind in ("build", "push", "pull")
     }
-    ids = {step_id for each in steps.values() for step_id in _find_ids(each)} | OTHERS
+    ids = step_ids(*steps.values()) | OTHERS
     used = {**steps, "work_pool": deployment.declared.get("work_pool")}
     for place, name in find_placeholder_places(used):
         step, dot, _ = name.partition(".")
         if dot and step not in ids:
             yield f"{place}: {{{{ {name} }}}} would stay as it is: no step has the id {step}"
-
-
-def _find_ids(steps: list[dict[str, Any]]) -> Iterator[str]:
-    for step in steps:
-        for options in step.values():
-            if isinstance(options, dict) and "id" in options:
-                yield str(options["id"])

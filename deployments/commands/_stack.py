@@ -52,8 +52,8 @@ def up(console: Console, server: bool) -> None:
     api_url = f"http://127.0.0.1:{ports[0]}/api"
     with console.status("Building the image ..."):
         names["IMAGE"] = build_image(containers)
-    # One migrates the database, and is healthy, before there are more: two at once would collide.
     chosen = SERVER if server else ()
+    # One migrates the database, and is healthy, before there are more: two at once would collide.
     for servers in dict.fromkeys([1, len(ports)]):
         scale = f"server={servers}"
         _compose(names, "up", "--detach", "--remove-orphans", "--scale", scale, *chosen)

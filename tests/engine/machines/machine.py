@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from deployments.commands._processes import tail
+from tests.engine.containers.engine import docker, succeeds
 from tests.engine.waiting import wait_until
 
 BRIDGE = "engine-tests"
@@ -75,21 +76,18 @@ class Machine:
         wait_until(lambda: bool(children.read_text().strip()), f"{self.name} has a process", 30)
         self._init = int(children.read_text())
         try:
-            wait_until(lambda: self._answers(), f"the Docker Engine of {self.name} answers", 60)
+            version = ("--host", self.docker_host, "version")
+            wait_until(lambda: succeeds(*version), f"the Docker Engine of {self.name} answers", 60)
         except AssertionError as error:
             raise AssertionError(f"{error}:\n{tail(log)}") from None
         for path in hidden:
             execute(*self._inside(), "mount", "-t", "tmpfs", "none", str(path))
 
-    def _answers(self) -> bool:
-        command = ["docker", "--host", self.docker_host, "version"]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
     def _inside(self) -> list[str]:
         return ["nsenter", f"--target={self._init}", "--net", "--pid", "--mount"]
 
-    def docker(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-        return execute("docker", "--host", self.docker_host, *arguments, env=env)
+    def docker(self, *arguments: str) -> str:
+        return docker("--host", self.docker_host, *arguments)
 
     def containers(self) -> set[str]:
         """The ids of the containers that there ever were."""
