@@ -4,7 +4,11 @@ DEV_EXTRAS := dev bench
 
 include deployments/engine.mk
 
-.PHONY: bench
+.PHONY: init bench
+
+# Once, in a fresh clone: takes the example out, `make init NAME=acme-pipelines`.
+init:
+	@$(PYTHON) deployments/init "$(NAME)"
 
 bench: .venv/installed
 	@$(BIN)/python -m benchmarks.fan_out $(ARGS)

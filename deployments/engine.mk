@@ -7,7 +7,7 @@ EXTRAS ?=
 DEV_EXTRAS ?= dev
 COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links $(UPGRADE) pyproject.toml
 
-.PHONY: init demo test test-all test-cold test-docker test-machines test-prefect lint format check deploy up down update lock clean
+.PHONY: demo test test-all test-cold test-docker test-machines test-prefect lint format check deploy up down update lock clean
 
 demo: .venv/installed
 	@$(BIN)/python -m deployments demo $(ARGS)
@@ -60,13 +60,10 @@ up: .venv/installed
 down: .venv/installed
 	@$(BIN)/python -m deployments down $(ARGS)
 
-# Once, in a fresh clone of the template: `make init NAME=acme-pipelines` takes the example out.
-init: .venv/installed
-	@$(BIN)/python -m deployments.init "$(NAME)"
-
-# A newer engine: `make update FROM=<git url or path>`, and `ARGS=--ref=<branch, tag or commit>`.
+# What is new in the template: of the git remote `template`, or `make update FROM=<git url or path>`;
+# and `ARGS=--ref=<branch, tag or commit>`.
 update: .venv/installed
-	@$(BIN)/python -m deployments update "$(FROM)" $(ARGS)
+	@$(BIN)/python -m deployments update $(if $(FROM),"$(FROM)") $(ARGS)
 
 lock: .venv/installed
 	$(COMPILE) $(EXTRAS:%=--extra %) -o requirements.txt

@@ -31,7 +31,7 @@ from deployments.commands._prune import find_leftovers
 app = App(
     name="python -m deployments",
     help="Prefect parent flows and their child deployments.",
-    version=lambda: str(_update.read_version(ROOT)),
+    version=lambda: (ROOT / "deployments/CHANGELOG.md").read_text().split("\n## ")[1].split()[0],
     version_flags=["--version"],
     default_parameter=Parameter(negative=()),
 )
@@ -146,15 +146,16 @@ def deploy(*names: str, dry_run: bool = False, prune: bool = False, yes: bool = 
 
 
 @app.command
-def update(source: str, *, ref: str | None = None) -> None:
-    """Replace the engine, deployments/ and tests/engine/, by a newer one, and show the changes.
+def update(source: str = "template", /, *, ref: str | None = None, base: str | None = None) -> None:
+    """Merge what is new in the template into this project.
 
     Args:
-        source: A git URL, or the path of a repository.
+        source: The template: a git remote, a git URL, or a path.
         ref: A branch, tag or commit of it; by default its HEAD.
+        base: The commit of it that this project was made from, where pyproject.toml doesn't say.
     """
     try:
-        progress.print(_update.update(source, ref), markup=False, highlight=False, soft_wrap=True)
+        _say(_update.update(source, ref, base))
     except ValueError as error:
         _fail(str(error))
 

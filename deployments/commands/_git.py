@@ -16,16 +16,3 @@ def git(repository: Path, *arguments: str) -> str:
     if done.returncode:
         raise ValueError(f"`git {' '.join(arguments)}` failed: {' '.join(done.stderr.split())}")
     return done.stdout
-
-
-def require_clean(repository: Path) -> None:
-    """Refuse a repository with changes, which would be mixed with what is to come.
-
-    Raises:
-        ValueError: There are some that are not committed.
-    """
-    if changes := git(repository, "status", "--porcelain"):
-        raise ValueError(
-            f"there are changes that are not committed, such as {changes.splitlines()[0].strip()}: "
-            "commit or stash them first"
-        )

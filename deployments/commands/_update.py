@@ -1,129 +1,109 @@
-"""A newer engine for a project: its folders are replaced, and nothing else is touched."""
+"""What is new in the template, merged by git into a project that was made from it."""
 
-from __future__ import annotations
-
-import re
-import shutil
+import os
+import subprocess
+import sys
 import tempfile
 import tomllib
 from pathlib import Path
 
-from packaging.version import Version
-
-from deployments.commands._git import git, require_clean
+from deployments.commands._git import git
 from deployments.commands._manifest import ROOT
 
-# The folders that the engine is. What is in them is the engine's, all else is the project's.
-FOLDERS = ("deployments", "tests/engine")
-CHANGELOG = "deployments/CHANGELOG.md"
+AUTHOR = ("-c", "user.name=template", "-c", "user.email=template@localhost")
+NEXT = "Try it: make check && make test. Keep it: git commit. Undo it: git reset --hard."
 
 
-def update(source: str, ref: str | None) -> str:
-    """Replace the engine by that of another repository, and return what changed.
+def update(source: str, ref: str | None, base: str | None) -> str:
+    """Merge what changed in the template since this project was made, and return what that is.
+
+    The template's own `init` makes two projects, of its commit of then and of now. What differs
+    between them is what git applies here, as it picks a commit of another branch.
 
     Args:
-        source: A git URL, or the path of a repository.
+        source: The template: a git URL, a path, or a git remote.
         ref: A branch, tag or commit of it; by default its HEAD.
+        base: The commit that this project was made from; by default, what pyproject.toml says.
 
     Raises:
-        ValueError: There is nothing to take from there; or there are changes here that are not
-            committed.
+        ValueError: There is nothing to take from there; there are changes here that are not
+            committed; or there are conflicts, which are marked, and are to be solved.
     """
-    if not source:
-        raise ValueError("say where the newer engine is: make update FROM=<git url or path>")
-    require_clean(ROOT)
-    with tempfile.TemporaryDirectory(prefix="engine-") as directory:
-        newer = Path(directory)
-        git(ROOT, "clone", "--quiet", source, str(newer))
-        if ref:
-            git(newer, "checkout", "--quiet", ref)
-        before, after = read_version(ROOT), read_version(newer)
-        if after < before:
-            raise ValueError(f"the engine there is {after}, older than this one, {before}")
-        edited = _edited(newer)
-        _replace(newer)
-        if not git(ROOT, "status", "--porcelain"):
-            return f"This is the engine of {source} already, {after}."
-        return "\n".join(_tell(before, after, edited, _requirements(newer)))
-
-
-def read_version(root: Path) -> Version:
-    """Return the version of a repository's engine: the newest one that its changelog tells of.
-
-    Raises:
-        ValueError: There is no engine.
-    """
-    path = root / CHANGELOG
-    found = re.search(r"(?m)^## (\d+\.\d+\.\d+)\b", path.read_text() if path.exists() else "")
-    if not found:
-        raise ValueError(f"there is no engine in that repository, with a version in {CHANGELOG}")
-    return Version(found[1])
-
-
-def _edited(newer: Path) -> list[str]:
-    """Return the folders that are not as any commit of the newer engine's history has them."""
-    return [
-        folder
-        for folder in FOLDERS
-        if _tree(ROOT, "HEAD", folder)
-        not in {
-            _tree(newer, commit, folder)
-            for commit in git(newer, "log", "--format=%H", "HEAD", "--", folder).split()
-        }
-    ]
-
-
-def _tree(repository: Path, commit: str, folder: str) -> str:
-    return git(repository, "ls-tree", "-d", commit, folder)
-
-
-def _replace(newer: Path) -> None:
-    for folder in FOLDERS:
-        if (ROOT / folder).exists():
-            shutil.rmtree(ROOT / folder)
-        for name in git(newer, "ls-files", "-z", folder).split("\0")[:-1]:
-            (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(newer / name, ROOT / name)
-    git(ROOT, "add", "--all", *FOLDERS)  # staged: new files are in the diff, too
-
-
-def _requirements(newer: Path) -> list[str]:
-    """Return what the newer engine's project requires, and this one does not."""
-    theirs, ours = (
-        {
-            requirement
-            for several in (
-                project.get("dependencies", []),
-                project.get("optional-dependencies", {}).get("dev", []),
-            )
-            for requirement in several
-        }
-        for project in (
-            tomllib.loads((root / "pyproject.toml").read_text())["project"]
-            for root in (newer, ROOT)
+    if changes := git(ROOT, "status", "--short"):
+        raise ValueError(f"commit or stash what has changed here first:\n{changes.rstrip()}")
+    url = git(ROOT, "ls-remote", "--get-url", source).strip()
+    if url == "template":
+        raise ValueError(
+            "there is no git remote `template`: make update FROM=<git url or path>, or, once for "
+            "all, git remote add template <git url or path>"
         )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    made = project.get("tool", {}).get("template", {})
+    name = made.get("name", project["project"]["name"])
+    with tempfile.TemporaryDirectory(prefix="template-") as directory:
+        template = Path(directory)
+        git(ROOT, "clone", "--quiet", url, directory)
+        git(template, "checkout", "--quiet", ref or "HEAD")
+        newer = git(template, "rev-parse", "HEAD").strip()
+        older = base or _find_base(template, made.get("tree"))
+        before = _commit_project(template, older, name)
+        after = _commit_project(template, newer, name, "-p", before)
+        changed = git(template, "diff", "--no-renames", "--name-only", "-z", before, after)
+        if not changed:
+            return f"Nothing is newer: this project is of {newer[:7]}, as {source} is."
+        _require_free(changed.split("\0")[:-1])
+        git(template, "update-ref", "refs/heads/newer", after)
+        git(ROOT, "fetch", "--quiet", directory, "newer")
+    _pick("FETCH_HEAD")
+    changes = git(ROOT, "diff", "--cached", "--shortstat").strip()
+    return f"{changes}: see git diff --cached, deployments/CHANGELOG.md first. {NEXT}"
+
+
+def _find_base(template: Path, tree: str | None) -> str:
+    """Return the template's commit that has a tree."""
+    for line in git(template, "log", "--all", "--format=%H %T").splitlines():
+        commit, _, its_tree = line.partition(" ")
+        if its_tree == tree:
+            return commit
+    raise ValueError(
+        "the template has no commit that pyproject.toml says this project was made from: name it, "
+        "make update ARGS=--base=<commit>"
     )
-    return sorted(theirs - ours)
 
 
-def _tell(before: Version, after: Version, edited: list[str], required: list[str]) -> list[str]:
-    lines = [f"The engine is {after} now; it was {before}."]
-    if after > before:
-        text = (ROOT / CHANGELOG).read_text()
-        start = text.index(f"## {after}")
-        end = text.find(f"## {before}")
-        lines += ["", text[start : None if end < 0 else end].rstrip()]
-    lines += ["", git(ROOT, "diff", "--cached", "--stat").rstrip(), ""]
-    lines += [
-        f"{folder}/ had changes that no engine has: they are gone from it, and in the diff."
-        for folder in edited
-    ]
-    lines += [
-        f"pyproject.toml: the engine is tested with {requirement!r}: take it over, and `make lock`."
-        for requirement in required
-    ]
-    return [
-        *lines,
-        "See it: git diff --cached. Try it: make check && make test. Keep it: git commit. "
-        "Undo it: git reset --hard.",
-    ]
+def _commit_project(template: Path, commit: str, name: str, *parent: str) -> str:
+    """Commit the project that the template makes at one of its commits, and return that."""
+    git(template, "checkout", "--quiet", "--force", commit)
+    done = subprocess.run(
+        [sys.executable, "-B", "deployments/init", name],
+        cwd=template,
+        env=os.environ | {"PYTHONPATH": str(template)},  # until 1.2, it imported what is around it
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ValueError(f"no project can be made of {commit}: {' '.join(done.stderr.split())}")
+    git(template, "add", "--all")
+    tree = git(template, "write-tree").strip()
+    message = f"the template at {commit[:7]}"
+    return git(template, *AUTHOR, "commit-tree", tree, *parent, "-m", message).strip()
+
+
+def _require_free(names: list[str]) -> None:
+    """Refuse to overwrite what git ignores here, as its merges do."""
+    if there := git(ROOT, "ls-files", "--others", "-z", "--", *names).split("\0")[0]:
+        raise ValueError(f"{there} is in the template, and here, but not in git: move it away")
+
+
+def _pick(commit: str) -> None:
+    try:
+        git(ROOT, "cherry-pick", "--no-commit", commit)
+    except ValueError:
+        conflicts = git(ROOT, "diff", "--name-only", "-z", "--diff-filter=U").split("\0")[:-1]
+        if not conflicts:
+            raise
+        raise ValueError(
+            f"all is merged but these conflicts: {', '.join(conflicts)}. Solve them, as in any "
+            f"merge, and git add or git rm them. {NEXT}"
+        ) from None
