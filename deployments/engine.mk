@@ -63,7 +63,7 @@ down: .venv/installed
 # What is new in the template: of the git remote `template`, or `make update FROM=<git url or path>`;
 # and `ARGS=--ref=<branch, tag or commit>`.
 update: .venv/installed
-	@$(BIN)/python -m deployments update $(if $(FROM),"$(FROM)") $(ARGS)
+	@$(BIN)/python deployments/update.py $(if $(FROM),"$(FROM)") $(ARGS)
 
 lock: .venv/installed
 	$(COMPILE) $(EXTRAS:%=--extra %) -o requirements.txt

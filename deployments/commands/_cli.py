@@ -18,7 +18,7 @@ from prefect.settings import get_current_settings
 from rich.console import Console
 from rich.prompt import Confirm
 
-from deployments.commands import _demo, _run, _stack, _update
+from deployments.commands import _demo, _run, _stack
 from deployments.commands._changes import find_changes
 from deployments.commands._check import check_manifest
 from deployments.commands._check_server import check_server
@@ -143,21 +143,6 @@ def deploy(*names: str, dry_run: bool = False, prune: bool = False, yes: bool = 
         _fail(str(error))
     if kept:
         sys.exit(1)
-
-
-@app.command
-def update(source: str = "template", /, *, ref: str | None = None, base: str | None = None) -> None:
-    """Merge what is new in the template into this project.
-
-    Args:
-        source: The template: a git remote, a git URL, or a path.
-        ref: A branch, tag or commit of it; by default its HEAD.
-        base: The commit of it that this project was made from, where pyproject.toml doesn't say.
-    """
-    try:
-        _say(_update.update(source, ref, base))
-    except ValueError as error:
-        _fail(str(error))
 
 
 @app.command

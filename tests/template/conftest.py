@@ -1,6 +1,4 @@
 import os
-import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -22,19 +20,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of all that is here, and of an older engine in the commit before."""
-    older, path = (copy_repository(tmp_path_factory.mktemp(name) / "it") for name in "ab")
-    changelog = older / "deployments" / "CHANGELOG.md"
-    changelog.write_text(re.sub(r"(?ms)^## .*", "## 0.1.0\n\nThe first.\n", changelog.read_text()))
-    (older / "deployments" / "commands" / "_gone.py").write_text('"""Gone since."""\n')
-    (older / "tests" / "engine" / "test_auth.py").unlink()
-    pyproject = older / "pyproject.toml"
-    pyproject.write_text(pyproject.read_text().replace('    "prefect-docker",\n', ""))
-    git(older, "init", "--quiet")
-    (older / ".git" / "info" / "exclude").write_text(".venv\n")
-    commit(older, "An older engine")
-    shutil.move(older / ".git", path)
-    commit(path, "The newer one")
+    """A repository of all that is here, which has a history."""
+    path = tmp_path_factory.mktemp("template") / "it"
+    path.mkdir()
+    git(path, "init", "--quiet", "--initial-branch=main")
+    (path / ".git" / "info" / "exclude").write_text(".venv\n")
+    commit(path, "The first", "--allow-empty")
+    copy_repository(path)
+    commit(path, "All that is here")
     return path
 
 
@@ -45,14 +38,14 @@ def git(repository: Path, *arguments: str) -> str:
     ).stdout
 
 
-def commit(repository: Path, message: str) -> None:
+def commit(repository: Path, message: str, *options: str) -> None:
     git(repository, "add", "--all")
-    git(repository, "commit", "--quiet", "--message", message)
+    git(repository, "commit", "--quiet", "--message", message, *options)
 
 
-def clone(repository: Path, path: Path) -> Path:
+def clone(repository: Path, path: Path, *options: str) -> Path:
     """Clone a repository, as its user does, and give it this environment."""
-    git(repository, "clone", "--quiet", ".", str(path))
+    git(repository, "clone", "--quiet", *options, f"file://{repository}", str(path))
     (path / ".venv").symlink_to(ROOT / ".venv")
     (path / ".git" / "info" / "exclude").write_text(".venv\n")
     os.utime(path / "requirements-dev.txt", (0, 0))  # older than the environment: don't remake

@@ -1,5 +1,9 @@
-"""What is new in the template, merged by git into a project that was made from it."""
+"""`make update`: what is new in the template is merged by git into a project that was made from it.
 
+It needs nothing of the engine, which may be what an update has to mend.
+"""
+
+import argparse
 import os
 import subprocess
 import sys
@@ -7,9 +11,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from deployments.commands._git import git
-from deployments.commands._manifest import ROOT
-
+ROOT = Path(__file__).resolve().parents[1]
 AUTHOR = ("-c", "user.name=template", "-c", "user.email=template@localhost")
 NEXT = "Try it: make check && make test. Keep it: git commit. Undo it: git reset --hard."
 
@@ -29,9 +31,9 @@ def update(source: str, ref: str | None, base: str | None) -> str:
         ValueError: There is nothing to take from there; there are changes here that are not
             committed; or there are conflicts, which are marked, and are to be solved.
     """
-    if changes := git(ROOT, "status", "--short"):
+    if changes := _git(ROOT, "status", "--short"):
         raise ValueError(f"commit or stash what has changed here first:\n{changes.rstrip()}")
-    url = git(ROOT, "ls-remote", "--get-url", source).strip()
+    url = _git(ROOT, "ls-remote", "--get-url", source).strip()
     if url == "template":
         raise ValueError(
             "there is no git remote `template`: make update FROM=<git url or path>, or, once for "
@@ -42,26 +44,40 @@ def update(source: str, ref: str | None, base: str | None) -> str:
     name = made.get("name", project["project"]["name"])
     with tempfile.TemporaryDirectory(prefix="template-") as directory:
         template = Path(directory)
-        git(ROOT, "clone", "--quiet", url, directory)
-        git(template, "checkout", "--quiet", ref or "HEAD")
-        newer = git(template, "rev-parse", "HEAD").strip()
+        _git(ROOT, "clone", "--quiet", url, directory)
+        _git(template, "checkout", "--quiet", ref or "HEAD")
+        newer = _git(template, "rev-parse", "HEAD").strip()
         older = base or _find_base(template, made.get("tree"))
         before = _commit_project(template, older, name)
         after = _commit_project(template, newer, name, "-p", before)
-        changed = git(template, "diff", "--no-renames", "--name-only", "-z", before, after)
+        changed = _git(template, "diff", "--no-renames", "--name-only", "-z", before, after)
         if not changed:
             return f"Nothing is newer: this project is of {newer[:7]}, as {source} is."
         _require_free(changed.split("\0")[:-1])
-        git(template, "update-ref", "refs/heads/newer", after)
-        git(ROOT, "fetch", "--quiet", directory, "newer")
+        _git(template, "update-ref", "refs/heads/newer", after)
+        _git(ROOT, "fetch", "--quiet", directory, "newer")
     _pick("FETCH_HEAD")
-    changes = git(ROOT, "diff", "--cached", "--shortstat").strip()
+    changes = _git(ROOT, "diff", "--cached", "--shortstat").strip()
     return f"{changes}: see git diff --cached, deployments/CHANGELOG.md first. {NEXT}"
+
+
+def _git(repository: Path, *arguments: str) -> str:
+    """Run git in a repository, and return what it says.
+
+    Raises:
+        ValueError: It failed; with what it said, in one line.
+    """
+    done = subprocess.run(
+        ["git", *arguments], cwd=repository, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ValueError(f"`git {' '.join(arguments)}` failed: {' '.join(done.stderr.split())}")
+    return done.stdout
 
 
 def _find_base(template: Path, tree: str | None) -> str:
     """Return the template's commit that has a tree."""
-    for line in git(template, "log", "--all", "--format=%H %T").splitlines():
+    for line in _git(template, "log", "--all", "--format=%H %T").splitlines():
         commit, _, its_tree = line.partition(" ")
         if its_tree == tree:
             return commit
@@ -73,7 +89,7 @@ def _find_base(template: Path, tree: str | None) -> str:
 
 def _commit_project(template: Path, commit: str, name: str, *parent: str) -> str:
     """Commit the project that the template makes at one of its commits, and return that."""
-    git(template, "checkout", "--quiet", "--force", commit)
+    _git(template, "checkout", "--quiet", "--force", commit)
     done = subprocess.run(
         [sys.executable, "-B", "deployments/init", name],
         cwd=template,
@@ -84,26 +100,37 @@ def _commit_project(template: Path, commit: str, name: str, *parent: str) -> str
     )
     if done.returncode:
         raise ValueError(f"no project can be made of {commit}: {' '.join(done.stderr.split())}")
-    git(template, "add", "--all")
-    tree = git(template, "write-tree").strip()
+    _git(template, "add", "--all")
+    tree = _git(template, "write-tree").strip()
     message = f"the template at {commit[:7]}"
-    return git(template, *AUTHOR, "commit-tree", tree, *parent, "-m", message).strip()
+    return _git(template, *AUTHOR, "commit-tree", tree, *parent, "-m", message).strip()
 
 
 def _require_free(names: list[str]) -> None:
     """Refuse to overwrite what git ignores here, as its merges do."""
-    if there := git(ROOT, "ls-files", "--others", "-z", "--", *names).split("\0")[0]:
+    if there := _git(ROOT, "ls-files", "--others", "-z", "--", *names).split("\0")[0]:
         raise ValueError(f"{there} is in the template, and here, but not in git: move it away")
 
 
 def _pick(commit: str) -> None:
     try:
-        git(ROOT, "cherry-pick", "--no-commit", commit)
+        _git(ROOT, "cherry-pick", "--no-commit", commit)
     except ValueError:
-        conflicts = git(ROOT, "diff", "--name-only", "-z", "--diff-filter=U").split("\0")[:-1]
+        conflicts = _git(ROOT, "diff", "--name-only", "-z", "--diff-filter=U").split("\0")[:-1]
         if not conflicts:
             raise
         raise ValueError(
             f"all is merged but these conflicts: {', '.join(conflicts)}. Solve them, as in any "
             f"merge, and git add or git rm them. {NEXT}"
         ) from None
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="make update")
+    parser.add_argument("source", nargs="?", default="template")
+    parser.add_argument("--ref")
+    parser.add_argument("--base")
+    try:
+        print(update(**vars(parser.parse_args())))  # noqa: T201 - a command
+    except ValueError as error:
+        sys.exit(f"error: {error}")
