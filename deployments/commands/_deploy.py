@@ -4,149 +4,231 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
+from prefect.automations import AutomationCore
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.utilities.collections import deep_merge
+from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from deployments.commands._changes import (
-    LABEL,
+    PROJECT,
     Change,
-    changed_fields,
-    find_definition_changes,
-    find_deployment_change,
-    find_other_template,
-    make_template,
+    changed,
     mark_of,
-    marked_automations,
     plain_automation,
-    read_state,
+    read_fields,
+    timing,
 )
-from deployments.commands._manifest import ROOT, Deployment, Manifest, WorkPool
+from deployments.commands._manifest import ROOT, Manifest, WorkPool
+from deployments.commands._refusals import tell_versions
+
+Declared = dict[str, Any]
+FRAMES = r"\A(?: .*\n)*"  # of a traceback, below its first line
 
 
-async def deploy_manifest(manifest: Manifest, env: Mapping[str, str]) -> list[Change]:
-    """Bring deployments and what they need to the server, and return what that changed there.
-
-    What is certain to be as prefect.yaml says is not deployed again.
+async def deploy_manifest(
+    manifest: Manifest, env: Mapping[str, str], tell: Callable[[Change], None] = lambda _: None
+) -> None:
+    """Bring deployments and what they need to the server.
 
     Args:
         manifest: Of prefect.yaml: all of it, or a part.
         env: The environment of `prefect deploy`.
+        tell: Gets what that did with each thing, also where it fails midway.
 
     Raises:
         RuntimeError: `prefect deploy` failed; with what it said.
         ValueError: A flow can't be imported.
     """
     async with get_client() as client:
-        done = [change async for change in find_definition_changes(client, manifest)]
-        await create_definitions(client, manifest)
-        changes = {}
-        for deployment in manifest.deployments:
-            flow = deployment.load_flow()
-            change = await find_deployment_change(client, manifest, deployment, flow, env)
-            changes[f"{flow.name}/{deployment.name}"] = deployment, change
-        chosen = [deployment for deployment, change in changes.values() if not change.nothing]
-        before = {name: await read_state(client, name) for name in changes}
-        if chosen:
-            await asyncio.to_thread(_deploy, manifest, chosen, env)
-        for name, (_, change) in changes.items():
-            if change.nothing:
-                done.append(change)
-                continue
-            await _leave_mark(client, manifest.name, name)
-            was, now = before[name], await read_state(client, name)
-            assert now is not None  # noqa: S101 - it was just deployed
-            done.append(Change(change.what, was is None, changed_fields(was or now, now)))
-    return done
+        async for change in _bring_definitions(client, manifest):
+            tell(change)
+        declared = {
+            f"{each.load_flow().name}/{each.name}": _complete(manifest.name, each.declared)
+            for each in manifest.deployments
+        }
+        before = {name: await _read(client, name) for name in declared}
+        fields = {
+            name: await read_fields(client, there, _anchored(declared[name]))
+            for name, there in before.items()
+            if there
+        }
+        failure = None
+        try:
+            await asyncio.to_thread(_deploy, manifest, list(declared.values()), env)
+        except RuntimeError as error:
+            failure = error
+        for name, was in before.items():
+            if not failure:
+                await _mend(client, name, declared[name], was)
+            if now := await _read(client, name):
+                after = await read_fields(client, now, _anchored(declared[name]))
+                differs = changed(fields[name], after) if was else ()
+                tell(Change(f"deployment {name}", created=was is None, fields=differs))
+        if failure:
+            refused = "HTTPStatusError" in str(failure)
+            raise RuntimeError(f"{failure}{await tell_versions(client) if refused else ''}")
 
 
-def _deploy(manifest: Manifest, chosen: list[Deployment], env: Mapping[str, str]) -> None:
+def _complete(project: str, declared: Declared) -> Declared:
+    """Say what `prefect deploy` would leave as it is on the server, or not find again there.
+
+    A schedule with a slug is changed in place, and stays paused where somebody paused it. The
+    others are made anew, and active.
+    """
+    complete: Declared = {"paused": False, "enforce_parameter_schema": True}
+    complete |= {key: value for key, value in declared.items() if value is not None}
+    if complete.get("schedules"):
+        complete["schedules"] = [{"slug": _slug(each)} | each for each in complete["schedules"]]
+    if project:
+        pool = complete["work_pool"]
+        variables = {PROJECT: project} | (pool.get("job_variables") or {})
+        complete["work_pool"] = pool | {"job_variables": variables}
+    return complete
+
+
+def _slug(schedule: Declared) -> str:
+    """Return a slug that stays the same while the schedule does, whether it is active or not."""
+    what = sorted((key, value) for key, value in schedule.items() if key != "active")
+    return f"prefect-yaml-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}"
+
+
+def _anchored(declared: Declared) -> set[str]:
+    return {each["slug"] for each in declared.get("schedules", []) if each.get("anchor_date")}
+
+
+async def _read(client: PrefectClient, name: str) -> DeploymentResponse | None:
+    try:
+        return await client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return None
+
+
+def _deploy(manifest: Manifest, deployments: list[Declared], env: Mapping[str, str]) -> None:
     """Run `prefect deploy` for some deployments: its own choice is by name, which many share."""
     part = manifest.model_dump(include={"name", "build", "push", "pull"}, exclude_unset=True)
-    part["deployments"] = [deployment.declared for deployment in chosen]
+    part["deployments"] = deployments
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "prefect.yaml"
         file.write_text(yaml.safe_dump(part, sort_keys=False), encoding="utf-8")
         run_prefect_deploy(env, "--all", "--prefect-file", str(file))
 
 
-async def _leave_mark(client: PrefectClient, project: str, name: str) -> None:
-    """Label a deployment, which `prefect deploy` can't, once.
+async def _mend(
+    client: PrefectClient, name: str, declared: Declared, was: DeploymentResponse | None
+) -> None:
+    """Change what `prefect deploy` leaves otherwise than prefect.yaml says.
 
-    Only a creation takes labels. It overwrites what it is given, and the schedules, so they are
-    given as they are; and the parameters, which the server takes as given with their schema.
+    Args:
+        client: Of the server.
+        name: Of the deployment.
+        declared: As it was deployed.
+        was: The deployment before that.
     """
-    there = await client.read_deployment_by_name(name)
-    if not project or there.labels.get(LABEL) == project:
+    now = await client.read_deployment_by_name(name)
+    if was is None:
+        if now.description == "None":  # DeploymentCreate makes text of None
+            await client.update_deployment(now.id, DeploymentUpdate(description=None))
         return
-    kept = {"parameters", "parameter_openapi_schema", "enforce_parameter_schema"}
-    schedule = {"schedule", "active", "parameters", "slug"}
-    body = there.model_dump(mode="json", include={"name", "flow_id", *kept})
-    body["schedules"] = [each.model_dump(mode="json", include=schedule) for each in there.schedules]
-    body["labels"] = {**there.labels, LABEL: project}
-    await client.request("POST", "/deployments/", json=body)
+    left = {(each.id, each.updated) for each in was.schedules}
+    # Made without a slug, so they were replaced: those that somebody had paused stay so.
+    paused = [timing(each) for each in was.schedules if not (each.active or each.slug)]
+    silent = [each["slug"] for each in declared.get("schedules", []) if "active" not in each]
+    for each in now.schedules:
+        if (each.id, each.updated) in left:  # not declared: RunnerDeployment._update keeps it
+            await client.delete_deployment_schedule(now.id, each.id)
+        elif each.active and each.slug in silent and timing(each) in paused:
+            await client.update_deployment_schedule(
+                now.id,
+                each.id,
+                active=False,
+                parameters=each.parameters,  # the server forgets those that it isn't given
+            )
 
 
-async def create_definitions(client: PrefectClient, manifest: Manifest) -> None:
+async def _bring_definitions(client: PrefectClient, manifest: Manifest) -> AsyncIterator[Change]:
     """Create what deployments need and is missing, and change what differs.
 
     That is the work pools, with their queues and the queues' limits, and the automations.
     """
     mark = mark_of(manifest.name) if manifest.name else None
     for name, pool in manifest.definitions.work_pools.items():
-        await _create_work_pool(client, name, pool, mark)
-    for automation in marked_automations(manifest):
+        yield await _bring_work_pool(client, name, pool, mark)
+        for queue, declared in pool.queues.items():
+            yield await _bring_work_queue(client, name, queue, declared.concurrency_limit, mark)
+    for automation in manifest.definitions.automations:
+        what = f"automation {automation.name}"
+        # All of it, also the defaults: PrefectClient.update_automation leaves out what is unset.
+        tags = {"tags": [*automation.tags, *([mark] if mark else [])]}
+        wanted = AutomationCore.model_validate(automation.model_dump() | tags)
         existing = await client.read_automations_by_name(automation.name)
         if not existing:
-            await client.create_automation(automation)
-        elif plain_automation(existing[0]) != plain_automation(automation):
-            await client.update_automation(existing[0].id, automation)
+            await client.create_automation(wanted)
+            yield Change(what, created=True)
+            continue
+        fields = changed(plain_automation(existing[0]), plain_automation(wanted))
+        if fields:
+            await client.update_automation(existing[0].id, wanted)
+        yield Change(what, fields=fields)
 
 
-async def _create_work_pool(
+async def _bring_work_pool(
     client: PrefectClient, name: str, pool: WorkPool, mark: str | None
-) -> None:
+) -> Change:
+    what = f"work pool {name}"
+    default = await get_default_base_job_template_for_infrastructure_type(pool.type)
+    template = deep_merge(default or {}, pool.base_job_template)
     try:
-        existing = await client.read_work_pool(name)
+        there = await client.read_work_pool(name)
     except ObjectNotFound:
         wanted = WorkPoolCreate(
-            name=name,
-            type=pool.type,
-            base_job_template=await make_template(pool),
-            description=mark,
+            name=name, type=pool.type, base_job_template=template, description=mark
         )
         with contextlib.suppress(ObjectAlreadyExists):  # a worker was faster
             await client.create_work_pool(wanted)
-    else:
-        if template := await find_other_template(pool, existing):
-            await client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
-    for queue_name, queue in pool.queues.items():
-        try:
-            there = await client.read_work_queue_by_name(queue_name, work_pool_name=name)
-        except ObjectNotFound:
-            there = await client.create_work_queue(
-                queue_name, description=mark, work_pool_name=name
-            )
-        if there.concurrency_limit != queue.concurrency_limit:
-            await client.update_work_queue(there.id, concurrency_limit=queue.concurrency_limit)
+        return Change(what, created=True)
+    # A deploy can't change the type: `check --server` says what to do.
+    if pool.base_job_template and there.type == pool.type and there.base_job_template != template:
+        await client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
+        return Change(what, fields=("base job template",))
+    return Change(what)
+
+
+async def _bring_work_queue(
+    client: PrefectClient, pool: str, name: str, limit: int | None, mark: str | None
+) -> Change:
+    what, created = f"work queue {pool}/{name}", False
+    try:
+        there = await client.read_work_queue_by_name(name, work_pool_name=pool)
+    except ObjectNotFound:
+        there = await client.create_work_queue(name, description=mark, work_pool_name=pool)
+        created = True
+    if there.concurrency_limit == limit:
+        return Change(what, created)
+    await client.update_work_queue(there.id, concurrency_limit=limit)
+    return Change(what, created, ("concurrency limit",))
 
 
 def run_prefect_deploy(env: Mapping[str, str], *arguments: str) -> str:
     """Run `prefect deploy` with those arguments in that environment, and return what it said.
 
     Raises:
-        RuntimeError: It failed; with what it said.
+        RuntimeError: It failed; with why.
     """
-    command = ["prefect", "--no-prompt", "deploy", *arguments]
     done = subprocess.run(
-        [sys.executable, "-m", *command],
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *arguments],
         env=dict(env),
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
@@ -156,5 +238,18 @@ def run_prefect_deploy(env: Mapping[str, str], *arguments: str) -> str:
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"`{' '.join(command)}` failed:\n{done.stdout.strip()}")
+        raise RuntimeError(f"`prefect deploy` failed: {_read_failure(done.stdout)}")
     return done.stdout.strip()
+
+
+def _read_failure(output: str) -> str:
+    """Return why `prefect deploy` failed: in a line, or what the step that failed has said."""
+    said = output.rpartition("╯\n")[2]  # after the box that names the deployment, if there are many
+    progress, raised, rest = said.partition("Traceback (most recent call last):\n")
+    if not raised:
+        return " ".join(said.split())
+    # Of the first exception, which led to the others.
+    first = re.split(r"\n\n(?:The above|During handling)|\nAn exception occurred", rest)[0]
+    step = progress.rpartition(" > Running ")[2].partition("\n")[2]
+    text = f"{step}{re.sub(FRAMES, '', first)}".strip()
+    return f"\n{text}" if "\n" in text else text
