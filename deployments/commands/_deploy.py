@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,14 @@ from deployments.commands._manifest import ROOT, Manifest, WorkPool
 from deployments.commands._refusals import tell_versions
 
 Declared = dict[str, Any]
+Tell = Callable[[Change], None]
+# Where these are not declared, `prefect deploy` leaves on the server what was there.
+DEFAULTS = {"paused": False, "enforce_parameter_schema": True}
 FRAMES = r"\A(?: .*\n)*"  # of a traceback, below its first line
 
 
 async def deploy_manifest(
-    manifest: Manifest, env: Mapping[str, str], tell: Callable[[Change], None] = lambda _: None
+    manifest: Manifest, env: Mapping[str, str], tell: Tell = lambda _: None
 ) -> None:
     """Bring deployments and what they need to the server.
 
@@ -53,18 +56,13 @@ async def deploy_manifest(
         ValueError: A flow can't be imported.
     """
     async with get_client() as client:
-        async for change in _bring_definitions(client, manifest):
-            tell(change)
-        declared = {
-            f"{each.load_flow().name}/{each.name}": _complete(manifest.name, each.declared)
-            for each in manifest.deployments
-        }
-        before = {name: await _read(client, name) for name in declared}
-        fields = {
-            name: await read_fields(client, there, _anchored(declared[name]))
-            for name, there in before.items()
-            if there
-        }
+        await create_definitions(client, manifest, tell)
+        declared, before, fields = {}, {}, {}
+        for each in manifest.deployments:
+            name = f"{each.load_flow().name}/{each.name}"
+            declared[name] = _complete(manifest.name, name, each.declared)
+            before[name] = await _read(client, name)
+            fields[name] = await _read_fields(client, before[name], declared[name])
         failure = None
         try:
             await asyncio.to_thread(_deploy, manifest, list(declared.values()), env)
@@ -73,25 +71,30 @@ async def deploy_manifest(
         for name, was in before.items():
             if not failure:
                 await _mend(client, name, declared[name], was)
-            if now := await _read(client, name):
-                after = await read_fields(client, now, _anchored(declared[name]))
-                differs = changed(fields[name], after) if was else ()
+            after = await _read_fields(client, await _read(client, name), declared[name])
+            if after:
+                differs = changed(fields[name], after)
                 tell(Change(f"deployment {name}", created=was is None, fields=differs))
         if failure:
             refused = "HTTPStatusError" in str(failure)
             raise RuntimeError(f"{failure}{await tell_versions(client) if refused else ''}")
 
 
-def _complete(project: str, declared: Declared) -> Declared:
+def _complete(project: str, name: str, declared: Declared) -> Declared:
     """Say what `prefect deploy` would leave as it is on the server, or not find again there.
 
     A schedule with a slug is changed in place, and stays paused where somebody paused it. The
     others are made anew, and active.
+
+    Raises:
+        ValueError: Two schedules are the same.
     """
-    complete: Declared = {"paused": False, "enforce_parameter_schema": True}
-    complete |= {key: value for key, value in declared.items() if value is not None}
-    if complete.get("schedules"):
-        complete["schedules"] = [{"slug": _slug(each)} | each for each in complete["schedules"]]
+    complete = declared | {key: each for key, each in DEFAULTS.items() if declared.get(key) is None}
+    if declared.get("schedules"):
+        complete["schedules"] = [{"slug": _slug(each)} | each for each in declared["schedules"]]
+    slugs = [each["slug"] for each in _schedules(complete)]
+    if len(set(slugs)) < len(slugs):
+        raise ValueError(f"prefect.yaml: {name}: schedules: two are the same: take one out")
     if project:
         pool = complete["work_pool"]
         variables = {PROJECT: project} | (pool.get("job_variables") or {})
@@ -105,8 +108,8 @@ def _slug(schedule: Declared) -> str:
     return f"prefect-yaml-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}"
 
 
-def _anchored(declared: Declared) -> set[str]:
-    return {each["slug"] for each in declared.get("schedules", []) if each.get("anchor_date")}
+def _schedules(declared: Declared) -> list[Declared]:
+    return declared.get("schedules") or []
 
 
 async def _read(client: PrefectClient, name: str) -> DeploymentResponse | None:
@@ -114,6 +117,13 @@ async def _read(client: PrefectClient, name: str) -> DeploymentResponse | None:
         return await client.read_deployment_by_name(name)
     except ObjectNotFound:
         return None
+
+
+async def _read_fields(
+    client: PrefectClient, there: DeploymentResponse | None, declared: Declared
+) -> dict[str, Any]:
+    anchored = {each["slug"] for each in _schedules(declared) if each.get("anchor_date")}
+    return await read_fields(client, there, anchored) if there else {}
 
 
 def _deploy(manifest: Manifest, deployments: list[Declared], env: Mapping[str, str]) -> None:
@@ -145,7 +155,7 @@ async def _mend(
     left = {(each.id, each.updated) for each in was.schedules}
     # Made without a slug, so they were replaced: those that somebody had paused stay so.
     paused = [timing(each) for each in was.schedules if not (each.active or each.slug)]
-    silent = [each["slug"] for each in declared.get("schedules", []) if "active" not in each]
+    silent = [each["slug"] for each in _schedules(declared) if "active" not in each]
     for each in now.schedules:
         if (each.id, each.updated) in left:  # not declared: RunnerDeployment._update keeps it
             await client.delete_deployment_schedule(now.id, each.id)
@@ -158,16 +168,24 @@ async def _mend(
             )
 
 
-async def _bring_definitions(client: PrefectClient, manifest: Manifest) -> AsyncIterator[Change]:
+async def create_definitions(
+    client: PrefectClient, manifest: Manifest, tell: Tell = lambda _: None
+) -> None:
     """Create what deployments need and is missing, and change what differs.
 
     That is the work pools, with their queues and the queues' limits, and the automations.
+
+    Args:
+        client: Of the server.
+        manifest: That declares them.
+        tell: Gets what was done with each.
     """
     mark = mark_of(manifest.name) if manifest.name else None
     for name, pool in manifest.definitions.work_pools.items():
-        yield await _bring_work_pool(client, name, pool, mark)
+        tell(await _create_work_pool(client, name, pool, mark))
         for queue, declared in pool.queues.items():
-            yield await _bring_work_queue(client, name, queue, declared.concurrency_limit, mark)
+            limit = declared.concurrency_limit
+            tell(await _create_work_queue(client, name, queue, limit, mark))
     for automation in manifest.definitions.automations:
         what = f"automation {automation.name}"
         # All of it, also the defaults: PrefectClient.update_automation leaves out what is unset.
@@ -176,15 +194,15 @@ async def _bring_definitions(client: PrefectClient, manifest: Manifest) -> Async
         existing = await client.read_automations_by_name(automation.name)
         if not existing:
             await client.create_automation(wanted)
-            yield Change(what, created=True)
+            tell(Change(what, created=True))
             continue
         fields = changed(plain_automation(existing[0]), plain_automation(wanted))
         if fields:
             await client.update_automation(existing[0].id, wanted)
-        yield Change(what, fields=fields)
+        tell(Change(what, fields=fields))
 
 
-async def _bring_work_pool(
+async def _create_work_pool(
     client: PrefectClient, name: str, pool: WorkPool, mark: str | None
 ) -> Change:
     what = f"work pool {name}"
@@ -206,7 +224,7 @@ async def _bring_work_pool(
     return Change(what)
 
 
-async def _bring_work_queue(
+async def _create_work_queue(
     client: PrefectClient, pool: str, name: str, limit: int | None, mark: str | None
 ) -> Change:
     what, created = f"work queue {pool}/{name}", False
