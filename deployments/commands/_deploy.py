@@ -69,10 +69,9 @@ async def deploy_manifest(
         except RuntimeError as error:
             failure = error
         for name, was in before.items():
-            if not failure:
-                await _mend(client, name, declared[name], was)
-            after = await _read_fields(client, await _read(client, name), declared[name])
-            if after:
+            if there := await _read(client, name):
+                await _mend(client, there, declared[name], was)
+                after = await _read_fields(client, await _read(client, name), declared[name])
                 differs = changed(fields[name], after)
                 tell(Change(f"deployment {name}", created=was is None, fields=differs))
         if failure:
@@ -137,34 +136,38 @@ def _deploy(manifest: Manifest, deployments: list[Declared], env: Mapping[str, s
 
 
 async def _mend(
-    client: PrefectClient, name: str, declared: Declared, was: DeploymentResponse | None
+    client: PrefectClient,
+    there: DeploymentResponse,
+    declared: Declared,
+    was: DeploymentResponse | None,
 ) -> None:
     """Change what `prefect deploy` leaves otherwise than prefect.yaml says.
 
     Args:
         client: Of the server.
-        name: Of the deployment.
+        there: The deployment, as it is now.
         declared: As it was deployed.
         was: The deployment before that.
     """
-    now = await client.read_deployment_by_name(name)
-    if was is None:
-        if now.description == "None":  # DeploymentCreate makes text of None
-            await client.update_deployment(now.id, DeploymentUpdate(description=None))
-        return
-    left = {(each.id, each.updated) for each in was.schedules}
-    # Made without a slug, so they were replaced: those that somebody had paused stay so.
-    paused = [timing(each) for each in was.schedules if not (each.active or each.slug)]
+    if there.description == "None":  # DeploymentCreate makes text of None
+        await client.update_deployment(there.id, DeploymentUpdate(description=None))
+    before = was.schedules if was else []
+    untouched = {(each.id, each.updated) for each in before}
+    left = [each for each in there.schedules if (each.id, each.updated) in untouched]
+    fresh = [each for each in there.schedules if each not in left]
+    if fresh or not _schedules(declared):  # else the deploy failed before it came to this one
+        for each in left:  # RunnerDeployment._update keeps what is not declared
+            await client.delete_deployment_schedule(there.id, each.id)
+    # Those without a slug were made anew: what somebody had paused stays so.
+    paused = [timing(each) for each in before if not (each.active or each.slug)]
     silent = [each["slug"] for each in _schedules(declared) if "active" not in each]
-    for each in now.schedules:
-        if (each.id, each.updated) in left:  # not declared: RunnerDeployment._update keeps it
-            await client.delete_deployment_schedule(now.id, each.id)
-        elif each.active and each.slug in silent and timing(each) in paused:
+    for each in fresh:
+        if each.active and each.slug in silent and timing(each) in paused:
             await client.update_deployment_schedule(
-                now.id,
+                there.id,
                 each.id,
                 active=False,
-                parameters=each.parameters,  # the server forgets those that it isn't given
+                parameters=each.parameters,  # the server forgets what it isn't given
             )
 
 

@@ -338,19 +338,22 @@ async def test_a_deploy_that_fails_midway_says_why_and_what_it_did(project: Proj
     step = "prefect.deployments.steps.run_shell_script"
     why = "echo pulling; echo 'workers clone the commit: commit and push first' >&2; exit 1"
     refusing = {step: {"script": why, "shell": True, "stream_output": False}}
-    project.deployments(
-        {"name": "first"}, {"name": "second", "build": [{step: {"script": "true"}}, refusing]}
-    )
-    project.say("deploy", "first")
-    project.deployments(
-        {"name": "first", "version": "2"},
-        {"name": "second", "build": [{step: {"script": "true"}}, refusing]},
-    )
-    assert project.say("deploy", status=1)[-2:] == [
-        "changed: deployment load/first: version",
-        "error: `prefect deploy` failed: RuntimeError: `run_shell_script` failed with error code "
-        "1: workers clone the commit: commit and push first",
-    ]
+    second = {"name": "second", "build": [{step: {"script": "true"}}, refusing]}
+    third = {"name": "third", "schedules": [{"cron": "0 3 * * *"}]}
+    project.deployments({"name": "first", "schedules": [{"cron": "0 3 * * *"}]}, third)
+    project.say("deploy")
+    for schedules in ([{"cron": "0 4 * * *"}], []):
+        first = {"name": "first", "schedules": schedules}
+        project.deployments(first, second, {**third, "schedules": [{"cron": "0 5 * * *"}]})
+        assert project.say("deploy", status=1)[-3:] == [
+            "changed: deployment load/first: schedules",
+            "unchanged: deployment load/third",
+            "error: `prefect deploy` failed: RuntimeError: `run_shell_script` failed with error "
+            "code 1: workers clone the commit: commit and push first",
+        ]
+        there = await read("load/first")
+        assert there is not None
+        assert active(there) == [each["cron"] for each in schedules]
     refusing[step]["stream_output"] = True  # as that of an image: its log says why
     project.deployments({"name": "second", "build": [refusing]})
     said = project.say("deploy", status=1)
