@@ -13,8 +13,6 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import get_current_settings
 from rich.console import Console
 
-from deployments.runtime import is_passing
-
 VARIABLES = {ServerType.CLOUD: "PREFECT_API_KEY"}
 
 
@@ -36,8 +34,8 @@ async def require_server(client: PrefectClient, console: Console, seconds: float
         try:
             await client.read_work_pools(limit=1)
         except httpx.HTTPError as error:
-            mistyped = isinstance(error, httpx.UnsupportedProtocol)
-            if mistyped or not is_passing(error) or time.monotonic() > deadline:
+            silent = isinstance(error, (httpx.NetworkError, httpx.TimeoutException))
+            if not silent or time.monotonic() > deadline:
                 raise
             if not told:
                 console.print(f"Waiting {seconds:g} s for {client.api_url} ...", soft_wrap=True)
@@ -88,4 +86,4 @@ async def tell_versions(client: PrefectClient) -> str:
 
 
 def _no_api(url: httpx.URL) -> str:
-    return f"{url} is no Prefect API: PREFECT_API_URL in .env must end with /api"
+    return f"{url} is no Prefect API: correct PREFECT_API_URL in .env, which ends with /api"

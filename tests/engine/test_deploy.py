@@ -477,6 +477,8 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.endswith("/admin/version"):
             self.answer(200, json.dumps("3.1.0"))
+        elif "/csrf-token" in self.path:
+            self.answer(422, "CSRF protection is disabled.")
         else:
             self.answer(self.status, self.text)
 
@@ -507,12 +509,15 @@ def answers() -> Iterator[tuple[type[Answers], str]]:
         server.shutdown()
 
 
+DEPLOY, CHECK, RUN = ["deploy"], ["check", "--server"], ["run", "load"]
+NO_API = "{url} is no Prefect API: correct PREFECT_API_URL in .env, which ends with /api"
 REFUSALS = [
-    (401, "{}", "/api", "{url} refuses us (401): set PREFECT_API_AUTH_STRING in .env, or correct"),
-    (429, "{}", "/api", "{url} has had too many requests (429): try again later"),
-    (404, "{}", "", "{url} is no Prefect API: PREFECT_API_URL in .env must end with /api"),
-    (200, "<html>", "", "{url} is no Prefect API: PREFECT_API_URL in .env must end with /api"),
+    (RUN, 401, "", "/api", "{url} refuses us (401): set PREFECT_API_AUTH_STRING in .env, or"),
+    (DEPLOY, 429, "", "/api", "{url} has had too many requests (429): try again later"),
+    (DEPLOY, 404, "", "", NO_API),
+    (CHECK, 200, "<html>", "", NO_API),
     (
+        DEPLOY,
         422,
         '{"detail": "extra"}',
         "/api",
@@ -522,16 +527,13 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "command", [["deploy"], ["check", "--server"], ["run", "load"]], ids=lambda given: given[0]
-)
-@pytest.mark.parametrize(("status", "text", "path", "expected"), REFUSALS)
+@pytest.mark.parametrize(("command", "status", "text", "path", "expected"), REFUSALS)
 async def test_a_server_that_refuses_us_is_told_in_a_line(
+    command: list[str],
     status: int,
     text: str,
     path: str,
     expected: str,
-    command: list[str],
     project: Project,
     answers: tuple[type[Answers], str],
 ) -> None:
@@ -539,4 +541,4 @@ async def test_a_server_that_refuses_us_is_told_in_a_line(
     answer.status, answer.text = status, text
     project.env["PREFECT_API_URL"] = url + path
     (line,) = project.say(*command, status=1)
-    assert line.startswith("error: " + expected.replace("{url}", f"{url}{path}/"))
+    assert line.startswith("error: " + expected.replace("{url}", f"{url}{path and path + '/'}"))
