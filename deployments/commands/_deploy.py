@@ -191,9 +191,9 @@ async def create_definitions(
             tell(await _create_work_queue(client, name, queue, limit, mark))
     for automation in manifest.definitions.automations:
         what = f"automation {automation.name}"
-        # All of it, also the defaults: PrefectClient.update_automation leaves out what is unset.
         tags = {"tags": [*automation.tags, *([mark] if mark else [])]}
-        wanted = AutomationCore.model_validate(automation.model_dump() | tags)
+        # With its defaults: PrefectClient.update_automation leaves out what is unset.
+        wanted = AutomationCore.model_validate(plain_automation(automation) | tags)
         existing = await client.read_automations_by_name(automation.name)
         if not existing:
             await client.create_automation(wanted)

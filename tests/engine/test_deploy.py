@@ -358,7 +358,7 @@ async def test_a_deploy_that_fails_midway_says_why_and_what_it_did(project: Proj
     project.deployments({"name": "second", "build": [refusing]})
     said = project.say("deploy", status=1)
     assert said[said.index("error: `prefect deploy` failed: ") + 1] == "pulling"
-    project.deployments({"name": "second", "schedules": [{"cron": "never"}]})
+    project.deployments({"name": "second", "schedules": [{"daily": True}]})
     refusal = project.say("deploy", status=1)[-1]
     assert refusal.startswith("error: `prefect deploy` failed: ")
     assert "second: schedules" in refusal
