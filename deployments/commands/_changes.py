@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.responses import DeploymentResponse
+
+from deployments.commands._schedules import plain_schedules
 
 # A job variable that our deploys add, and no work pool knows. Any deploy replaces all of them, so
 # what has it was deployed by us last. `mark_of` is what automations, queues and pools have.
@@ -45,24 +45,19 @@ def mark_of(project: str) -> str:
 
 
 async def read_fields(
-    client: PrefectClient, there: DeploymentResponse, anchored: set[str]
+    client: PrefectClient, there: DeploymentResponse | None, declared: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return what a deployment is on the server, in the words of `Change`.
 
     Args:
         client: Of the server.
-        there: The deployment.
-        anchored: The slugs of schedules whose `anchor_date` is declared. Prefect sets that of the
-            others anew with each deploy.
+        there: The deployment; None if there is none.
+        declared: Its schedules, as prefect.yaml has them.
     """
+    if there is None:
+        return {}
     related = await client.read_resource_related_automations(f"prefect.deployment.{there.id}")
     limit, options = there.global_concurrency_limit, there.concurrency_options
-    schedules = []
-    for each in there.schedules:
-        plain = timing(each) | each.model_dump(include={"active", "parameters", "slug"})
-        if each.slug in anchored:
-            plain |= each.schedule.model_dump(include={"anchor_date"})
-        schedules.append(plain)
     return {
         "entrypoint": there.entrypoint,
         "description": there.description,
@@ -77,8 +72,8 @@ async def read_fields(
         "pull steps": there.pull_steps,
         "paused": there.paused,
         "concurrency limit": (limit and limit.limit, options and options.model_dump()),
-        "schedules": _sorted(schedules),
-        "triggers": _sorted(plain_automation(each) for each in related),
+        "schedules": plain_schedules(there.schedules, declared),
+        "triggers": sorted(map(plain_automation, related), key=repr),
     }
 
 
@@ -87,16 +82,7 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
     return tuple(field for field in after if after[field] != before.get(field))
 
 
-def timing(schedule: DeploymentSchedule) -> dict[str, Any]:
-    """Return when a schedule starts runs."""
-    return schedule.schedule.model_dump(exclude={"anchor_date"})
-
-
 def plain_automation(automation: AutomationCore) -> dict[str, Any]:
     """Return what an automation says, without what the server adds."""
     fields = set(AutomationCore.model_fields) - {"owner_resource"}
     return automation.model_dump(include=fields)
-
-
-def _sorted(several: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(several, key=repr)

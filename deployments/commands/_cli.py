@@ -153,7 +153,7 @@ def check(*names: str, server: bool = False) -> None:
     Args:
         names: Of the deployments to look for on the server; by default, of those in work pools
             of type process.
-        server: Look at the configured server, too: pools, deployments, the blocks that
+        server: Look at the configured server, too: pools, automations, deployments, the blocks that
             prefect.yaml names, and each online worker, by a test run whose result is read from
             here. That takes up to 60 s, or 300 s where an image has to be pulled.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import yaml
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.utilities.collections import deep_merge
@@ -29,10 +29,10 @@ from deployments.commands._changes import (
     mark_of,
     plain_automation,
     read_fields,
-    timing,
 )
 from deployments.commands._manifest import ROOT, Manifest, WorkPool
 from deployments.commands._refusals import tell_versions
+from deployments.commands._schedules import is_paused
 
 Declared = dict[str, Any]
 Tell = Callable[[Change], None]
@@ -60,51 +60,45 @@ async def deploy_manifest(
         declared, before, fields = {}, {}, {}
         for each in manifest.deployments:
             name = f"{each.load_flow().name}/{each.name}"
-            declared[name] = _complete(manifest.name, name, each.declared)
-            before[name] = await _read(client, name)
-            fields[name] = await _read_fields(client, before[name], declared[name])
+            there = await _read(client, name)
+            declared[name] = _complete(manifest.name, each.declared, there)
+            before[name] = there.schedules if there else []
+            fields[name] = await read_fields(client, there, _schedules(each.declared))
         failure = None
         try:
             await asyncio.to_thread(_deploy, manifest, list(declared.values()), env)
         except RuntimeError as error:
             failure = error
-        for name, was in before.items():
+        for name, was in fields.items():
             if there := await _read(client, name):
-                await _mend(client, there, declared[name], was)
-                after = await _read_fields(client, await _read(client, name), declared[name])
-                differs = changed(fields[name], after)
-                tell(Change(f"deployment {name}", created=was is None, fields=differs))
+                schedules = _schedules(declared[name])
+                await _mend(client, there, schedules, before[name])
+                after = await read_fields(client, await _read(client, name), schedules)
+                tell(Change(f"deployment {name}", not was, changed(was, after)))
         if failure:
             refused = "HTTPStatusError" in str(failure)
             raise RuntimeError(f"{failure}{await tell_versions(client) if refused else ''}")
 
 
-def _complete(project: str, name: str, declared: Declared) -> Declared:
-    """Say what `prefect deploy` would leave as it is on the server, or not find again there.
+def _complete(project: str, declared: Declared, there: DeploymentResponse | None) -> Declared:
+    """Say what `prefect deploy` would leave as it is on the server, or turn on again.
 
-    A schedule with a slug is changed in place, and stays paused where somebody paused it. The
-    others are made anew, and active.
-
-    Raises:
-        ValueError: Two schedules are the same.
+    Args:
+        project: The name of the manifest.
+        declared: The deployment.
+        there: The same on the server.
     """
     complete = declared | {key: each for key, each in DEFAULTS.items() if declared.get(key) is None}
-    if declared.get("schedules"):
-        complete["schedules"] = [{"slug": _slug(each)} | each for each in declared["schedules"]]
-    slugs = [each["slug"] for each in _schedules(complete)]
-    if len(set(slugs)) < len(slugs):
-        raise ValueError(f"prefect.yaml: {name}: schedules: two are the same: take one out")
+    if there and _schedules(declared):
+        complete["schedules"] = [
+            each | ({"active": False} if is_paused(each, there.schedules) else {})
+            for each in _schedules(declared)
+        ]
     if project:
         pool = complete["work_pool"]
         variables = {PROJECT: project} | (pool.get("job_variables") or {})
         complete["work_pool"] = pool | {"job_variables": variables}
     return complete
-
-
-def _slug(schedule: Declared) -> str:
-    """Return a slug that stays the same while the schedule does, whether it is active or not."""
-    what = sorted((key, value) for key, value in schedule.items() if key != "active")
-    return f"prefect-yaml-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}"
 
 
 def _schedules(declared: Declared) -> list[Declared]:
@@ -116,13 +110,6 @@ async def _read(client: PrefectClient, name: str) -> DeploymentResponse | None:
         return await client.read_deployment_by_name(name)
     except ObjectNotFound:
         return None
-
-
-async def _read_fields(
-    client: PrefectClient, there: DeploymentResponse | None, declared: Declared
-) -> dict[str, Any]:
-    anchored = {each["slug"] for each in _schedules(declared) if each.get("anchor_date")}
-    return await read_fields(client, there, anchored) if there else {}
 
 
 def _deploy(manifest: Manifest, deployments: list[Declared], env: Mapping[str, str]) -> None:
@@ -138,37 +125,24 @@ def _deploy(manifest: Manifest, deployments: list[Declared], env: Mapping[str, s
 async def _mend(
     client: PrefectClient,
     there: DeploymentResponse,
-    declared: Declared,
-    was: DeploymentResponse | None,
+    schedules: list[Declared],
+    before: list[DeploymentSchedule],
 ) -> None:
     """Change what `prefect deploy` leaves otherwise than prefect.yaml says.
 
     Args:
         client: Of the server.
-        there: The deployment, as it is now.
-        declared: As it was deployed.
-        was: The deployment before that.
+        there: The deployment.
+        schedules: As prefect.yaml has them.
+        before: Those that the deployment had.
     """
     if there.description == "None":  # DeploymentCreate makes text of None
         await client.update_deployment(there.id, DeploymentUpdate(description=None))
-    before = was.schedules if was else []
     untouched = {(each.id, each.updated) for each in before}
     left = [each for each in there.schedules if (each.id, each.updated) in untouched]
-    fresh = [each for each in there.schedules if each not in left]
-    if fresh or not _schedules(declared):  # else the deploy failed before it came to this one
+    if len(left) < len(there.schedules) or not schedules:  # else it failed before this one
         for each in left:  # RunnerDeployment._update keeps what is not declared
             await client.delete_deployment_schedule(there.id, each.id)
-    # Those without a slug were made anew: what somebody had paused stays so.
-    paused = [timing(each) for each in before if not (each.active or each.slug)]
-    silent = [each["slug"] for each in _schedules(declared) if "active" not in each]
-    for each in fresh:
-        if each.active and each.slug in silent and timing(each) in paused:
-            await client.update_deployment_schedule(
-                there.id,
-                each.id,
-                active=False,
-                parameters=each.parameters,  # the server forgets what it isn't given
-            )
 
 
 async def create_definitions(
