@@ -13,8 +13,6 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import get_current_settings
 from rich.console import Console
 
-VARIABLES = {ServerType.CLOUD: "PREFECT_API_KEY"}
-
 
 async def require_server(client: PrefectClient, console: Console, seconds: float = 0) -> None:
     """Ask a server for something that only a Prefect API has, and only for those it knows.
@@ -38,22 +36,25 @@ async def require_server(client: PrefectClient, console: Console, seconds: float
             if not silent or time.monotonic() > deadline:
                 raise
             if not told:
-                console.print(f"Waiting {seconds:g} s for {client.api_url} ...", soft_wrap=True)
+                console.print(
+                    f"Waiting {seconds:g} s for {client.api_url.host} ...", soft_wrap=True
+                )
                 told = True
             await asyncio.sleep(1)
         except ValueError as error:
-            raise RuntimeError(_no_api(client.api_url)) from error
+            raise RuntimeError(_no_api(client.api_url.copy_with(userinfo=b""))) from error
         else:
             return
 
 
 async def explain(error: Exception) -> str:
     """Say why a request failed, and what to do."""
-    cause = getattr(error, "http_exc", error)  # of Prefect's ObjectNotFound and such
-    if not (isinstance(cause, httpx.HTTPError) and get_current_settings().api.url):
-        return " ".join((str(error) or repr(error)).split())
+    cause: Exception = getattr(error, "http_exc", error)  # of Prefect's ObjectNotFound and such
+    api_url = get_current_settings().api.url or "none"
+    if not isinstance(cause, httpx.HTTPError) or not str(cause.request.url).startswith(api_url):
+        return " ".join((str(error) or repr(error)).split())  # also of the demo's own server
     async with get_client() as client:
-        url = client.api_url
+        url = client.api_url.copy_with(userinfo=b"")  # which may be a password
         if not isinstance(cause, httpx.HTTPStatusError):
             return (
                 f"{url} does not answer: {cause!r}. Start it (`prefect server start`), or correct "
@@ -61,7 +62,8 @@ async def explain(error: Exception) -> str:
             )
         status = cause.response.status_code
         if status in (401, 403):
-            variable = VARIABLES.get(client.server_type, "PREFECT_API_AUTH_STRING")
+            is_cloud = client.server_type == ServerType.CLOUD
+            variable = "PREFECT_API_KEY" if is_cloud else "PREFECT_API_AUTH_STRING"
             return f"{url} refuses us ({status}): set {variable} in .env, or correct it there"
         if status == 429:
             return f"{url} has had too many requests ({status}): try again later"
