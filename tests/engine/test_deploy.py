@@ -526,7 +526,11 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("command", "status", "text", "path", "expected"), REFUSALS)
+@pytest.mark.parametrize(
+    ("command", "status", "text", "path", "expected"),
+    REFUSALS,
+    ids=[str(refusal[1]) for refusal in REFUSALS],
+)
 async def test_a_server_that_refuses_us_is_told_in_a_line(
     command: list[str],
     status: int,
