@@ -12,17 +12,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from prefect import get_client
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled
+from rich.console import Console
 
 from deployments.commands._manifest import Manifest
 from deployments.commands._processes import TemporaryServer, temporary_worker
 from deployments.commands._prune import find_leftovers
+from deployments.commands._refusals import explain, require_server
 from deployments.commands._schedules import plain_schedules
 from tests.engine.conftest import copy_repository, replace, run_command
 
@@ -508,18 +512,16 @@ def answers() -> Iterator[tuple[type[Answers], str]]:
         server.shutdown()
 
 
-DEPLOY, CHECK, RUN = ["deploy"], ["check", "--server"], ["run", "load"]
 NO_API = "{url} is no Prefect API: correct PREFECT_API_URL in .env, which ends with /api"
 REFUSALS = [
-    (RUN, 401, "", "/api", "{url} refuses us (401): set PREFECT_API_AUTH_STRING in .env, or"),
-    (DEPLOY, 429, "", "/api", "{url} has had too many requests (429): try again later"),
-    (DEPLOY, 404, "", "", NO_API),
-    (CHECK, 200, "<html>", "", NO_API),
+    (401, "", "/api/", "{url} refuses us (401): set PREFECT_API_AUTH_STRING in .env, or correct"),
+    (429, "", "/api/", "{url} has had too many requests (429): try again later"),
+    (404, "", "/", NO_API),
+    (200, "<html>", "/", NO_API),
     (
-        DEPLOY,
         422,
         '{"detail": "extra"}',
-        "/api",
+        "/api/",
         '{url} answers 422 to POST /api/work_pools/filter: {"detail": "extra"}. The server is '
         "Prefect 3.1.0, this is ",
     ),
@@ -527,21 +529,29 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(
-    ("command", "status", "text", "path", "expected"),
-    REFUSALS,
-    ids=[str(refusal[1]) for refusal in REFUSALS],
+    ("status", "text", "path", "expected"), REFUSALS, ids=[str(each[0]) for each in REFUSALS]
 )
-async def test_a_server_that_refuses_us_is_told_in_a_line(
-    command: list[str],
-    status: int,
-    text: str,
-    path: str,
-    expected: str,
-    project: Project,
-    answers: tuple[type[Answers], str],
+async def test_why_a_server_refuses_us(
+    status: int, text: str, path: str, expected: str, answers: tuple[type[Answers], str]
 ) -> None:
     answer, url = answers
     answer.status, answer.text = status, text
-    project.env["PREFECT_API_URL"] = url + path
-    (line,) = project.say(*command, status=1)
-    assert line.startswith("error: " + expected.replace("{url}", f"{url}{path and path + '/'}"))
+    with temporary_settings({PREFECT_API_URL: url + path}):
+        async with get_client() as client:
+            with pytest.raises((httpx.HTTPError, RuntimeError)) as refused:
+                await require_server(client, Console(), seconds=600)  # at once, all the same
+        why = await explain(refused.value)
+    assert why.startswith(expected.replace("{url}", url + path))
+    assert "\n" not in why
+
+
+@pytest.mark.slow
+async def test_each_command_tells_a_refusal_in_a_line(
+    project: Project, answers: tuple[type[Answers], str]
+) -> None:
+    answer, url = answers
+    answer.status = 401
+    project.env["PREFECT_API_URL"] = f"{url}/api"
+    for command in (["deploy"], ["check", "--server"], ["run", "load"]):
+        (line,) = project.say(*command, status=1)
+        assert line.startswith(f"error: {url}/api/ refuses us (401): ")
