@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import AsyncIterator
 
 from prefect.client.orchestration import PrefectClient
@@ -13,7 +12,6 @@ from prefect.exceptions import ObjectNotFound
 
 from deployments.commands._blocks import check_blocks_of_server
 from deployments.commands._calls import find_child_calls
-from deployments.commands._changes import find_changes
 from deployments.commands._manifest import Manifest, WorkPool
 from deployments.commands._probe import PROBE, probe_workers
 from deployments.commands._prune import find_leftovers
@@ -22,14 +20,14 @@ from deployments.runtime import online_workers
 
 async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterator[str]:
     """Yield one line for each thing that is wrong with the server, with what to do."""
-    if error := await client.api_healthcheck():
-        yield f"{client.api_url} does not answer: {error!r}: start it, or set PREFECT_API_URL"
-        return
     ready = True
     for name, pool in manifest.definitions.work_pools.items():
         async for finding in _check_work_pool(client, name, pool):
             ready = False
             yield finding
+    for automation in manifest.definitions.automations:
+        if not await client.read_automations_by_name(automation.name):
+            yield f"automation {automation.name} does not exist: `python -m deployments deploy`"
     flows, deployments = {}, {}
     for deployment in manifest.deployments:
         flow = deployment.load_flow()
@@ -38,12 +36,8 @@ async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterat
         if not await _is_deployed(client, name):
             ready = False
             yield f"{name} is not deployed: `python -m deployments deploy {deployment.name}`"
-    if ready:
-        for change in await find_changes(client, manifest, os.environ):
-            if change.created or change.fields:
-                yield f"{change}: `python -m deployments deploy`"
-        for leftover in await find_leftovers(client, manifest):
-            yield f"{leftover}: `python -m deployments deploy --prune`"
+    for leftover in await find_leftovers(client, manifest):
+        yield f"{leftover}: `python -m deployments deploy --prune`"
     # The places of each; those of this manifest are looked up above.
     called: dict[str, list[str]] = {}
     for name, flow in flows.items():

@@ -8,18 +8,18 @@ import functools
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, NoReturn, TextIO
 
+import httpx
 from cyclopts import App, Parameter
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
 from prefect.settings import get_current_settings
 from rich.console import Console
 from rich.prompt import Confirm
 
 from deployments.commands import _demo, _run, _stack
-from deployments.commands._changes import find_changes
 from deployments.commands._check import check_manifest
 from deployments.commands._check_server import check_server
 from deployments.commands._deploy import deploy_manifest
@@ -27,6 +27,7 @@ from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._prepare import prepare
 from deployments.commands._print import print_json, print_tables
 from deployments.commands._prune import find_leftovers
+from deployments.commands._refusals import explain, require_server
 
 app = App(
     name="python -m deployments",
@@ -64,15 +65,11 @@ def demo(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        tell = functools.partial(_tell, json, sys.stdout)
-        with contextlib.redirect_stdout(sys.stderr):  # what flows print when they are imported
-            prepared = prepare(name, param or [], "process")
-            outcome = _demo.run_demo(prepared, progress, tell, keep)
-    except (RuntimeError, ValueError) as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    tell = functools.partial(_tell, json, sys.stdout)
+    # What flows print when they are imported is not the result.
+    with _refusing(), contextlib.redirect_stdout(sys.stderr):
+        prepared = prepare(name, param or [], "process")
+        outcome = _demo.run_demo(prepared, progress, tell, keep)
     if not keep and not (outcome.completed and json):
         progress.print(
             "\nGo on: `make demo ARGS=--keep` leaves the Prefect UI up, to look at the runs."
@@ -104,16 +101,11 @@ def run(
         param: A parameter, as `key=value`; the value is JSON, or else text. May be repeated.
         json: Print only the result, as JSON, on standard output.
     """
-    _require_server()
+    _require_url()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     stdout = sys.stdout
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # what flows print when they are imported
-            outcome = _run.run_here(prepare(name, param or []), progress)
-    except (RuntimeError, ValueError) as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with _refusing(), contextlib.redirect_stdout(sys.stderr):  # as above
+        outcome = _run.run_here(prepare(name, param or []), progress)
     if outcome is None:
         sys.exit(130)
     _tell(json, stdout, outcome)
@@ -121,26 +113,23 @@ def run(
 
 
 @app.command
-def deploy(*names: str, dry_run: bool = False, prune: bool = False, yes: bool = False) -> None:
+def deploy(*names: str, prune: bool = False, yes: bool = False) -> None:
     """Bring prefect.yaml to your server: `check`, work pools and queues, `prefect deploy`.
 
-    It shows first what will change there, and deploys no deployment that is as declared.
+    It tells what that changed there.
 
     Args:
         names: Of the deployments; by default, of those in work pools of type process, which need
             no Docker.
-        dry_run: Only show what would change.
         prune: Delete what deploys of this project made, and prefect.yaml no longer declares:
             deployments, automations, queues and pools. Asks before.
         yes: Don't ask. A deployment with unfinished runs is then kept.
     """
-    _require_server()
-    try:
+    _require_url()
+    with _refusing():
         manifest = _load(names)
         _refuse(check_manifest(ROOT / "prefect.yaml", *manifest.names))
-        kept = asyncio.run(_deploy(manifest, dry_run=dry_run, prune=prune, yes=yes))
-    except (RuntimeError, ValueError) as error:
-        _fail(str(error))
+        kept = asyncio.run(_deploy(manifest, prune=prune, yes=yes))
     if kept:
         sys.exit(1)
 
@@ -152,20 +141,16 @@ def check(*names: str, server: bool = False) -> None:
     Args:
         names: Of the deployments to look for on the server; by default, of those in work pools
             of type process.
-        server: Look at the configured server, too: pools, deployments, the blocks that
+        server: Look at the configured server, too: pools, automations, deployments, the blocks that
             prefect.yaml names, and each online worker, by a test run whose result is read from
             here. That takes up to 60 s, or 300 s where an image has to be pulled.
     """
     if server:
-        _require_server()
+        _require_url()
     _refuse(check_manifest())
     if server:
-        try:
-            manifest = _load(names)
-        except ValueError as error:
-            _fail(str(error))
-        with progress.status("Waiting for a test run on each worker ..."):
-            findings = asyncio.run(_check_server(manifest))
+        with _refusing(), progress.status("Waiting for a test run on each worker ..."):
+            findings = asyncio.run(_check_server(_load(names)))
         _refuse(findings)
     progress.print(f"prefect.yaml{', the server' if server else ''} and the flows agree.")
 
@@ -178,10 +163,8 @@ def up(*, server: bool = False) -> None:
         server: Only the server, for workers on other machines; then `deploy` is up to you.
     """
     _refuse(check_manifest())
-    try:
+    with _refusing():
         _stack.up(progress, server)
-    except (RuntimeError, ValueError) as error:
-        _fail(str(error))
 
 
 @app.command
@@ -191,10 +174,8 @@ def down(*, volumes: bool = False) -> None:
     Args:
         volumes: Forget all data, too: the database and the results.
     """
-    try:
+    with _refusing():
         _stack.down(volumes)
-    except (RuntimeError, ValueError) as error:
-        _fail(str(error))
 
 
 def _tell(json: bool, stdout: TextIO, outcome: _run.Outcome) -> None:
@@ -218,40 +199,25 @@ def _load(names: tuple[str, ...]) -> Manifest:
 
 async def _check_server(manifest: Manifest) -> list[str]:
     async with get_client() as client:
+        await require_server(client, progress)
         return [finding async for finding in check_server(client, manifest)]
 
 
-async def _deploy(manifest: Manifest, *, dry_run: bool, prune: bool, yes: bool) -> bool:
-    """Show what will change, and change it; return whether something was not pruned."""
+async def _deploy(manifest: Manifest, *, prune: bool, yes: bool) -> bool:
+    """Deploy, and tell what that changed; return whether something was not pruned."""
     async with get_client() as client:
-        deadline = time.monotonic() + SERVER_SECONDS  # it may just have been started
-        while error := await client.api_healthcheck():
-            if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"no answer from {client.api_url} within {SERVER_SECONDS} s: {error!r}. Start "
-                    "it (`prefect server start`), or correct PREFECT_API_URL in .env"
-                )
-            await asyncio.sleep(1)
-        changes = await find_changes(client, manifest, os.environ)
+        await require_server(client, progress, SERVER_SECONDS)
+        await deploy_manifest(manifest, os.environ, _say)
         leftovers = await find_leftovers(client, manifest)
-        _say(*changes, *leftovers)
-        if dry_run:
-            return False
-        if any(not change.nothing for change in changes):
-            done = await deploy_manifest(manifest, os.environ)
-            changed = [change for change in done if not change.nothing]
-            _say("", "Deployed.", *changed)
-            if not changed:
-                _say("Nothing has changed.")
-        else:
-            _say("", "Nothing to change.")
+        for leftover in leftovers:
+            _say(leftover)
         if not (prune and leftovers):
             return False
         if not yes and not sys.stdin.isatty():
             raise RuntimeError("--prune deletes what is no longer declared: confirm it by --yes")
         if not yes and not Confirm.ask("Delete what is no longer declared?", default=False):
             return True
-        # Again: what was just deployed is in other queues and pools now, and runs go on.
+        # Again: somebody may have taken their time to answer, and runs go on.
         kept, shown = False, set(map(str, leftovers))
         for leftover in await find_leftovers(client, manifest):
             if leftover.runs and (yes or str(leftover) not in shown):
@@ -263,12 +229,11 @@ async def _deploy(manifest: Manifest, *, dry_run: bool, prune: bool, yes: bool) 
         return kept
 
 
-def _say(*lines: object) -> None:
-    for line in lines:
-        progress.print(str(line), markup=False, highlight=False, soft_wrap=True)
+def _say(line: object) -> None:
+    progress.print(str(line), markup=False, highlight=False, soft_wrap=True)
 
 
-def _require_server() -> None:
+def _require_url() -> None:
     """Refuse to go on without a server, where Prefect would start one of its own."""
     if not get_current_settings().api.url:
         _fail(
@@ -281,9 +246,22 @@ def _refuse(findings: Iterable[str]) -> None:
     """Print what was found, and end, if anything was."""
     lines = list(findings)
     for line in lines:
-        progress.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(line)
     if lines:
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """End with one line where what was asked for can't be done, and not with a traceback."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        _fail(str(error))
+    except (httpx.HTTPError, PrefectException) as error:
+        _fail(asyncio.run(explain(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _fail(message: str) -> NoReturn:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deployments.commands._blocks import find_placeholder_places
-from deployments.commands._changes import step_ids
 from deployments.commands._manifest import Deployment, Manifest
 
 # Placeholders of Prefect's own: blocks and variables, and what a worker knows of the run.
@@ -18,7 +17,13 @@ def check_outputs(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
         kind: deployment.declared.get(kind, getattr(manifest, kind)) or []
         for kind in ("build", "push", "pull")
     }
-    ids = step_ids(*steps.values()) | OTHERS
+    ids = OTHERS | {
+        str(step["id"])
+        for each in steps.values()
+        for named in each
+        for step in named.values()
+        if isinstance(step, dict) and "id" in step
+    }
     used = {**steps, "work_pool": deployment.declared.get("work_pool")}
     for place, name in find_placeholder_places(used):
         step, dot, _ = name.partition(".")

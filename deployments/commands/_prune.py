@@ -18,7 +18,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, WorkQueue
 
-from deployments.commands._changes import LABEL, mark_of
+from deployments.commands._changes import PROJECT, mark_of
 from deployments.commands._manifest import Manifest
 from deployments.runtime import online_workers, read_all
 
@@ -86,7 +86,7 @@ async def _find_deployments(client: PrefectClient, whole: Manifest) -> list[Left
     declared = {(each.load_flow().name, each.name) for each in whole.deployments}
     found = []
     for there in await _all(client.read_deployments):
-        if there.labels.get(LABEL) != whole.name:
+        if (there.job_variables or {}).get(PROJECT) != whole.name:
             continue
         flow = await client.read_flow(there.flow_id)
         if (flow.name, there.name) not in declared:

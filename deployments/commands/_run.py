@@ -11,7 +11,7 @@ from typing import Any
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.console import Console
 from deployments.commands._follow import follow
 from deployments.commands._manifest import first_problem
 from deployments.commands._prepare import Prepared
+from deployments.commands._refusals import require_server
 from deployments.runtime import Unreadable, read_value
 
 QUESTION = "[c]ancel the run, [l]eave it running, or go on [w]atching? "
@@ -43,13 +44,11 @@ async def start(prepared: Prepared, console: Console) -> FlowRun:
     """Start a run, and print its link.
 
     Raises:
-        RuntimeError: The server does not answer, does not know the deployment, or refuses the run.
+        httpx.HTTPError: The server does not answer, or refuses the run.
+        RuntimeError: It does not know the deployment.
     """
     async with get_client() as client:
-        if error := await client.api_healthcheck():
-            raise RuntimeError(
-                f"{client.api_url} does not answer: {error!r}: start it, or set PREFECT_API_URL"
-            )
+        await require_server(client, console)
         try:
             run = await arun_deployment(
                 prepared.name, client=client, parameters=prepared.parameters, timeout=0
@@ -59,10 +58,6 @@ async def start(prepared: Prepared, console: Console) -> FlowRun:
                 f"{prepared.name} is not deployed on {client.api_url}: "
                 f"`make deploy ARGS={prepared.name.split('/')[1]}`"
             ) from None
-        except PrefectHTTPStatusError as error:
-            raise RuntimeError(
-                f"{client.api_url} refused to run {prepared.name}: {error.response.text}"
-            ) from error
     console.print(f"{prepared.name} runs: {url_for(run)}", soft_wrap=True)
     return run
 

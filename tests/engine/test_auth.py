@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 from prefect import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
@@ -17,8 +18,10 @@ from prefect.settings import (
     PREFECT_HOME,
     temporary_settings,
 )
+from rich.console import Console
 
 from deployments.commands._processes import TemporaryServer, temporary_server, temporary_worker
+from deployments.commands._refusals import explain, require_server
 from tests.engine.faults.conftest import deploy_faults, start
 from tests.engine.waiting import ended, outcome
 
@@ -47,6 +50,14 @@ def server(tmp_path: Path) -> Iterator[TemporaryServer]:
 async def test_a_parent_and_its_children_run(server: TemporaryServer) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
         await asyncio.to_thread(urllib.request.urlopen, f"{server.api_url}/admin/version")
+    with temporary_settings({PREFECT_API_AUTH_STRING: "admin:wrong"}):
+        async with get_client() as client:
+            with pytest.raises(httpx.HTTPError) as refused:
+                await require_server(client, Console())
+        assert await explain(refused.value) == (
+            f"{server.api_url}/ refuses us (401): set PREFECT_API_AUTH_STRING in .env, or correct "
+            "it there"
+        )
     await deploy_faults(server)
     debugging = replace(server, env={**server.env, "PREFECT_LOGGING_LEVEL": "DEBUG"})
     with temporary_worker(debugging, "local"):

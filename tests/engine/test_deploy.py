@@ -1,25 +1,38 @@
 """`deploy`: what it tells, what it changes, and what it leaves alone."""
 
 import asyncio
+import datetime
+import json
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+import yaml
 from prefect import get_client
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled
+from rich.console import Console
 
-from deployments.commands._changes import LABEL
 from deployments.commands._manifest import Manifest
 from deployments.commands._processes import TemporaryServer, temporary_worker
 from deployments.commands._prune import find_leftovers
+from deployments.commands._refusals import explain, require_server
+from deployments.commands._schedules import plain_schedules
 from tests.engine.conftest import copy_repository, replace, run_command
 
 pytestmark = pytest.mark.anyio
 
+DAY = datetime.date(2026, 1, 31)  # what an unquoted date in YAML is
 FLOWS = """
 from prefect import flow
 
@@ -74,6 +87,15 @@ class Project:
             assert old in (self.path / "prefect.yaml").read_text()
             replace(self.path / "prefect.yaml", old, new)
 
+    def deployments(self, *declared: dict[str, Any]) -> None:
+        """Declare other deployments."""
+        manifest = yaml.safe_load(MANIFEST)
+        (first,) = manifest["deployments"]
+        pool = {"name": "acme-pool", "work_queue_name": "children"}
+        kept = {"entrypoint": first["entrypoint"], "work_pool": pool}
+        manifest["deployments"] = [kept | each for each in declared]
+        (self.path / "prefect.yaml").write_text(yaml.safe_dump(manifest))
+
     def say(self, *arguments: str, status: int = 0) -> list[str]:
         done = run_command(list(arguments), self.path, self.env)
         assert done.returncode == status, done.stderr
@@ -117,85 +139,236 @@ THINGS = [
 ]
 
 
-async def test_what_will_change_is_shown_first_and_twice_changes_nothing(project: Project) -> None:
-    created = [f"created: {each}" for each in THINGS]
-    unchanged = [f"unchanged: {each}" for each in THINGS]
-    assert project.say("deploy", "--dry-run") == created
-    assert await read("load/local") is None
-    assert project.say("deploy") == [*created, "", "Deployed.", *created]
+async def test_what_is_created_is_told_and_twice_changes_nothing(project: Project) -> None:
+    assert project.say("deploy") == [f"created: {each}" for each in THINGS]
     before = await read("load/local")
     assert before is not None
-    assert before.labels[LABEL] == "acme"
     assert [each.parameters for each in before.schedules if each.active] == [{"day": 3}]
     assert before.parameters == {"day": 2}
-    assert project.say("deploy") == [*unchanged, "", "Nothing to change."]
-    assert await read("load/local") == before
-
-
-EDITS = [
-    ("Load a day.", "Load one.", "description"),
-    ("[acme, etl]", "[acme]", "tags"),
-    ("{day: 2}", "{day: 4}", "parameters"),
-    ("queue_name: children", "queue_name: parents", "work queue"),
-    ("{env: {STAGE", "{env: {STAGES", "job variables"),
-    ("/app", "/ap", "pull steps"),
-    ("{limit: 2,", "{limit: 3,", "concurrency limit"),
-    ("CANCEL_NEW", "ENQUEUE", "concurrency limit"),
-    ("0 3 * * *", "0 4 * * *", "schedules"),
-    ("interval: 3600", "interval: 60", "schedules"),
-    (", active: false", "", "schedules"),
-    ("expect: [acme.load]", "expect: [acme.reload]", "triggers"),
-    ('version: "1"', 'version: "2"', "version"),
-]
+    there = await plain("load/local")
+    assert project.say("deploy") == [f"unchanged: {each}" for each in THINGS]
+    assert await plain("load/local") == there
 
 
 @pytest.mark.slow
 async def test_each_changed_field_is_named(project: Project) -> None:
     project.say("deploy")
-    for old, new, field in EDITS:
-        (project.path / "prefect.yaml").write_text(MANIFEST)
-        project.declare((old, new))
-        said = project.say("deploy", "--dry-run")
-        assert said[-1] == f"changed: deployment load/local: {field}"
-        assert all(each.startswith("unchanged: ") for each in said[:-1])
-
-
-@pytest.mark.slow
-async def test_only_what_differs_is_deployed(project: Project) -> None:
-    project.say("deploy")
-    (project.path / "flows" / "load.py").write_text(FLOWS.replace("day: int", "number: int"))
-    project.declare(("{day: 2}", "{number: 2}"), ("{day: 3}", "{number: 3}"))
-    project.declare(("{concurrency_limit: 8}", "{concurrency_limit: 9}"), ('{day: "', '{number: "'))
-    fields = "parameters, parameter schema, schedules, triggers"
-    changes = [
+    flow = FLOWS.replace("day: int = 1", "day: int | None = 1")
+    (project.path / "flows" / "load.py").write_text(flow)
+    project.declare(
+        ("Load a day.", "Load one."),
+        ("[acme, etl]", "[acme]"),
+        ("{day: 2}", "{day: 4}"),
+        ("queue_name: children", "queue_name: parents"),
+        ("{env: {STAGE", "{env: {STAGES"),
+        ("/app", "/ap"),
+        ("{limit: 2,", "{limit: 3,"),
+        ("0 3 * * *", "0 4 * * *"),
+        ("expect: [acme.load]", "expect: [acme.reload]"),
+        ('version: "1"', 'version: "2"'),
+        ("{concurrency_limit: 8}", "{concurrency_limit: 9}"),
+        ("[acme.pause]", "[acme.stop]"),
+    )
+    assert project.say("deploy") == [
+        "unchanged: work pool acme-pool",
+        "unchanged: work queue acme-pool/parents",
         "changed: work queue acme-pool/children: concurrency limit",
-        f"changed: deployment load/local: {fields}",
+        "changed: automation acme: pause: trigger",
+        "changed: deployment load/local: description, version, tags, parameters, parameter schema, "
+        "work queue, job variables, pull steps, concurrency limit, schedules, triggers",
     ]
-    assert [
-        each for each in project.say("deploy", "--dry-run") if each[:9] == "changed: "
-    ] == changes
-    said = project.say("deploy")
-    assert said[said.index("Deployed.") + 1 :] == changes
-    assert all(each.startswith("unchanged") for each in project.say("deploy", "--dry-run"))
 
 
 @pytest.mark.slow
-async def test_what_the_build_decides_is_told_afterwards(project: Project) -> None:
+async def test_new_code_that_a_step_uploads_arrives(project: Project) -> None:
+    """Nothing on the server differs, and the deploy has to do its work all the same."""
     step = "prefect.deployments.steps.run_shell_script"
-    build = f"build:\n  - {step}: {{id: tag, script: cat tag.txt}}\n"
-    project.declare(("pull:", f"{build}pull:"), ("STAGE:", 'TAG: "{{ tag.stdout }}", STAGE:'))
-    tag = project.path / "tag.txt"
-    tag.write_text("1")
+    upload = f"  - {step}: {{script: cp flows/load.py"
+    project.declare(("pull:", f"build:\n{upload} built.py}}\npush:\n{upload} pushed.py}}\npull:"))
     project.say("deploy")
-    told = "unchanged: deployment load/local (known when deployed: job variables)"
-    assert project.say("deploy", "--dry-run")[-1] == told
-    assert project.say("deploy")[-2:] == ["Deployed.", "Nothing has changed."]
-    tag.write_text("2")
-    assert project.say("deploy")[-1] == "changed: deployment load/local: job variables"
+    (project.path / "flows" / "load.py").write_text(f"{FLOWS}# newer")
+    assert project.say("deploy")[-1] == "unchanged: deployment load/local"
+    for copy in ("built.py", "pushed.py"):
+        assert (project.path / copy).read_text().endswith("# newer")
+
+
+FULL: dict[str, Any] = {
+    "description": "Load a day.",
+    "tags": ["etl"],
+    "version": "1",
+    "parameters": {"day": 2},
+    "paused": True,
+    "enforce_parameter_schema": False,
+    "concurrency_limit": {"limit": 2, "collision_strategy": "CANCEL_NEW"},
+    "triggers": [{"type": "event", "expect": ["acme.load"]}],
+}
 
 
 @pytest.mark.slow
-async def test_check_names_the_differences(
+async def test_what_is_taken_out_of_the_file_is_gone_from_the_server(project: Project) -> None:
+    cron = {"cron": "* * * * *"}
+    project.deployments(
+        {"name": "one", **FULL, "schedules": [cron, {"interval": 60, "parameters": {"day": 3}}]},
+        {"name": "slugs", **FULL, "schedules": [{**cron, "slug": "a"}, {**cron, "slug": "b"}]},
+        {"name": "empty", **FULL, "schedules": [cron]},
+        {"name": "some", **FULL, "schedules": [cron, {"interval": 60, "slug": "b"}]},
+    )
+    project.say("deploy")
+    project.deployments(
+        {"name": "one"},
+        {"name": "slugs"},
+        {"name": "empty", "schedules": []},
+        {"name": "some", "schedules": [cron]},
+        {"name": "new"},
+        {"name": "newer", "schedules": [cron]},
+    )
+    fields = (
+        "description, version, tags, parameters, enforce_parameter_schema, paused, "
+        "concurrency limit, schedules, triggers"
+    )
+    assert project.say("deploy")[-6:] == [
+        *(f"changed: deployment load/{name}: {fields}" for name in ("one", "slugs", "empty")),
+        f"changed: deployment load/some: {fields}",
+        "created: deployment load/new",
+        "created: deployment load/newer",
+    ]
+    assert await plain("load/one") == await plain("load/new")
+    assert await plain("load/slugs") == await plain("load/new")
+    assert await plain("load/empty") == await plain("load/new")
+    assert await plain("load/some") == await plain("load/newer")
+    assert all(each.startswith("unchanged: ") for each in project.say("deploy"))
+
+
+async def plain(name: str) -> dict[str, Any]:
+    """What a deployment is, but for what differs between any two."""
+    there = await read(name)
+    assert there is not None
+    its_own = {"id", "created", "updated", "name", "status", "last_polled"}
+    found = there.model_dump(exclude={*its_own, "schedules", "global_concurrency_limit"})
+    found["limit"] = there.global_concurrency_limit and there.global_concurrency_limit.limit
+    found["schedules"] = plain_schedules(there.schedules, [])
+    return found
+
+
+@pytest.mark.slow
+async def test_it_comes_to_rest(project: Project) -> None:
+    rrule = {"rrule": "FREQ=DAILY;COUNT=3", "timezone": "Europe/Berlin"}
+    interval = {"interval": 3600, "anchor_date": "2026-01-01T00:00:00+00:00"}
+    project.deployments(
+        {"name": "rrule", "schedules": [rrule, {**rrule, "parameters": {"day": 3}}]},
+        {"name": "interval", "schedules": [interval, {"interval": "PT1H", "slug": "hourly"}]},
+        {"name": "dated", "schedules": [{"cron": "0 3 * * *", "parameters": {"day": DAY}}]},
+        {"name": "dates", "parameters": {"day": DAY}, "enforce_parameter_schema": False},
+    )
+    flows = project.path / "flows" / "load.py"
+    flows.write_text(FLOWS.replace("day: int = 1) -> int", "day: Any = 1) -> Any"))
+    flows.write_text(f"from typing import Any\n{flows.read_text()}")
+    project.say("deploy")
+    there = await read("load/rrule")
+    assert there is not None
+    assert there.description is None
+    names = ("rrule", "interval", "dated", "dates")
+    unchanged = [f"unchanged: deployment load/{name}" for name in names]
+    assert project.say("deploy")[-4:] == unchanged
+    replace(project.path / "prefect.yaml", "2026-01-01T00", "2026-01-01T01")
+    assert project.say("deploy")[-3] == "changed: deployment load/interval: schedules"
+
+
+@pytest.mark.slow
+async def test_a_schedule_that_somebody_paused_stays_paused(project: Project) -> None:
+    schedules: list[dict[str, Any]] = [
+        {"cron": "0 3 * * *", "parameters": {"day": 3}},
+        {"cron": "0 4 * * *", "active": True},
+        {"interval": 60},
+        {"interval": 60, "parameters": {"day": 3}, "slug": "three"},
+        {"rrule": "FREQ=DAILY"},
+        {"cron": "0 5 * * *"},
+        {"cron": "0 6 * * *", "parameters": {"day": 1}},
+        {"cron": "0 6 * * *", "parameters": {"day": 2}},
+    ]
+    project.deployments({"name": "ours", "schedules": schedules})
+    project.say("deploy")
+    project.deployments({"name": "plain", "schedules": [*schedules[:3], *schedules[4:]]})
+    plainly(project)
+    for name in ("load/ours", "load/plain"):
+        await pause(name, "0 5 * * *", "{'day': 1}")
+    project.deployments(
+        {"name": "ours", "schedules": schedules},
+        {"name": "plain", "schedules": [*schedules[:3], *schedules[4:]]},
+    )
+    project.say("deploy")
+    ours, theirs = await read("load/ours"), await read("load/plain")
+    assert ours is not None
+    assert theirs is not None
+    assert active(ours) == active(theirs) == ["0 4 * * *", "0 5 * * *", "0 6 * * *"]
+    for there in (ours, theirs):
+        (three,) = [each for each in there.schedules if "0 3" in str(each.schedule)]
+        assert three.parameters == {"day": 3}
+    assert all(each.startswith("unchanged: ") for each in project.say("deploy"))
+    project.deployments({"name": "ours", "schedules": [{**schedules[0], "active": True}]})
+    assert project.say("deploy", "ours")[-2] == "changed: deployment load/ours: schedules"
+    ours = await read("load/ours")
+    assert ours is not None
+    assert active(ours) == ["0 3 * * *"]
+
+
+def active(there: DeploymentResponse) -> list[str]:
+    return sorted(
+        str(getattr(each.schedule, "cron", each.schedule))
+        for each in there.schedules
+        if each.active
+    )
+
+
+async def pause(name: str, *but: str) -> None:
+    """Pause schedules, as the UI does it."""
+    there = await read(name)
+    assert there is not None
+    async with get_client() as client:
+        for each in there.schedules:
+            if not any(text in repr(each) for text in but):
+                await client.update_deployment_schedule(there.id, each.id, active=False)
+
+
+def plainly(project: Project) -> None:
+    """Deploy as somebody does who does not use our command."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    subprocess.run(command, cwd=project.path, env=project.env, check=True, capture_output=True)
+
+
+@pytest.mark.slow
+async def test_a_deploy_that_fails_midway_says_why_and_what_it_did(project: Project) -> None:
+    step = "prefect.deployments.steps.run_shell_script"
+    why = "echo pulling; echo 'workers clone the commit: commit and push first' >&2; exit 1"
+    refusing = {step: {"script": why, "shell": True, "stream_output": False}}
+    second = {"name": "second", "build": [{step: {"script": "true"}}, refusing]}
+    third = {"name": "third", "schedules": [{"cron": "0 3 * * *"}]}
+    project.deployments({"name": "first", "schedules": [{"cron": "0 3 * * *"}]}, third)
+    project.say("deploy")
+    for schedules in ([{"cron": "0 4 * * *"}], []):
+        first = {"name": "first", "schedules": schedules}
+        project.deployments(first, second, {**third, "schedules": [{"cron": "0 5 * * *"}]})
+        assert project.say("deploy", status=1)[-3:] == [
+            "changed: deployment load/first: schedules",
+            "unchanged: deployment load/third",
+            "error: `prefect deploy` failed: RuntimeError: `run_shell_script` failed with error "
+            "code 1: workers clone the commit: commit and push first",
+        ]
+        there = await read("load/first")
+        assert there is not None
+        assert active(there) == [each["cron"] for each in schedules]
+    refusing[step]["stream_output"] = True  # as that of an image: its log says why
+    project.deployments({"name": "second", "build": [refusing]})
+    said = project.say("deploy", status=1)
+    assert said[said.index("error: `prefect deploy` failed: ") + 1] == "pulling"
+    project.deployments({"name": "second", "schedules": [{"daily": True}]})
+    refusal = project.say("deploy", status=1)[-1]
+    assert refusal.startswith("error: `prefect deploy` failed: ")
+    assert "second: schedules" in refusal
+
+
+@pytest.mark.slow
+async def test_check_names_what_is_missing_and_left_over(
     project: Project, prefect_server: TemporaryServer
 ) -> None:
     # Of its own: a pool counts as served for a while when its worker has stopped.
@@ -208,10 +381,12 @@ async def test_check_names_the_differences(
     project.say("deploy")
     project.declare(("name: checked\n", "name: daily\n"))
     project.say("deploy")
-    project.declare(("Load a day.", "Load one."))
+    async with get_client() as client:
+        (automation,) = await client.read_automations_by_name("acme-checked: pause")
+        await client.delete_automation(automation.id)
     with temporary_worker(prefect_server, "checked-pool"):
         assert project.say("check", "--server", status=1) == [
-            "changed: deployment load/daily: description: `python -m deployments deploy`",
+            "automation acme-checked: pause does not exist: `python -m deployments deploy`",
             "no longer declared: deployment load/checked: `python -m deployments deploy --prune`",
         ]
 
@@ -232,10 +407,9 @@ async def test_a_rename_with_prune_leaves_nothing_behind(project: Project) -> No
         "work queue acme-pool/parents",
         "work pool acme-pool",
     ]
-    said = project.say("deploy", "--dry-run")
+    said = project.say("deploy", "--prune", status=1)
     undeclared = [each for each in said if each.startswith("no longer")]
     assert sorted(undeclared) == sorted(f"no longer declared: {each}" for each in left)
-    said = project.say("deploy", "--prune", status=1)
     assert said[-1].startswith("error: --prune deletes what is no longer declared")
     assert await read("load/local") is not None
     said = project.say("deploy", "--prune", "--yes")
@@ -247,7 +421,7 @@ async def test_a_rename_with_prune_leaves_nothing_behind(project: Project) -> No
             if "acme.load" in str(each) and "local" in each.name
         ]
         assert "acme-pool" not in [each.name for each in await client.read_work_pools()]
-    assert all(each.startswith("unchanged") for each in project.say("deploy", "--dry-run"))
+    assert all(each.startswith("unchanged") for each in project.say("deploy"))
 
 
 @pytest.mark.slow
@@ -282,3 +456,102 @@ async def test_others_are_left_alone_and_unfinished_runs_are_named(project: Proj
         "kept: work queue acme-pool/children: in use by deployment other",
     ]
     assert await read("load/other") is not None
+
+
+@pytest.mark.slow
+async def test_what_another_project_deployed_since_is_not_ours_to_delete(project: Project) -> None:
+    project.say("deploy")
+    plainly(project)  # the very same, from another checkout
+    project.declare(("name: local", "name: daily"))
+    said = project.say("deploy", "--prune", "--yes")
+    assert said[-1] == "created: deployment load/daily"
+    assert await read("load/local") is not None
+    async with get_client() as client:  # nothing else would
+        there = await client.read_deployment_by_name("load/local")
+        await client.delete_deployment(there.id)
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A server that answers everything alike, but what Prefect it is."""
+
+    status = 200
+    text = ""
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/admin/version"):
+            self.answer(200, json.dumps("3.1.0"))
+        elif "/csrf-token" in self.path:
+            self.answer(422, "CSRF protection is disabled.")
+        else:
+            self.answer(self.status, self.text)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(self.status, self.text)
+
+    def answer(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def answers() -> Iterator[tuple[type[Answers], str]]:
+    class Own(Answers):
+        pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Own)
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Own, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+NO_API = "{url} is no Prefect API: correct PREFECT_API_URL in .env, which ends with /api"
+REFUSALS = [
+    (401, "", "/api/", "{url} refuses us (401): set PREFECT_API_AUTH_STRING in .env, or correct"),
+    (429, "", "/api/", "{url} has had too many requests (429): try again later"),
+    (404, "", "/", NO_API),
+    (200, "<html>", "/", NO_API),
+    (
+        422,
+        '{"detail": "extra"}',
+        "/api/",
+        '{url} answers 422 to POST /api/work_pools/filter: {"detail": "extra"}. The server is '
+        "Prefect 3.1.0, this is ",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "path", "expected"), REFUSALS, ids=[str(each[0]) for each in REFUSALS]
+)
+async def test_why_a_server_refuses_us(
+    status: int, text: str, path: str, expected: str, answers: tuple[type[Answers], str]
+) -> None:
+    answer, url = answers
+    answer.status, answer.text = status, text
+    with temporary_settings({PREFECT_API_URL: url + path}):
+        async with get_client() as client:
+            with pytest.raises((httpx.HTTPError, RuntimeError)) as refused:
+                await require_server(client, Console(), seconds=600)  # at once, all the same
+        why = await explain(refused.value)
+    assert why.startswith(expected.replace("{url}", url + path))
+    assert "\n" not in why
+
+
+@pytest.mark.slow
+async def test_each_command_tells_a_refusal_in_a_line(
+    project: Project, answers: tuple[type[Answers], str]
+) -> None:
+    answer, url = answers
+    answer.status = 401
+    project.env["PREFECT_API_URL"] = f"{url}/api"
+    for command in (["deploy"], ["check", "--server"], ["run", "load"]):
+        (line,) = project.say(*command, status=1)
+        assert line.startswith(f"error: {url}/api/ refuses us (401): ")
