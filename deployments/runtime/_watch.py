@@ -16,7 +16,7 @@ from prefect.events.schemas.events import Event, ResourceSpecification
 from prefect.logging.loggers import LoggingAdapter
 
 from deployments.runtime._errors import ChildError
-from deployments.runtime._orphans import never_started, settle
+from deployments.runtime._orphans import settle
 from deployments.runtime._patience import read_pages, unreachable
 from deployments.runtime._unstarted import explain_unstarted
 
@@ -68,14 +68,19 @@ class Watcher:
             if not self._tasks and not final.done():
                 loops = (self._listen(), self._read(), self._explain())
                 self._tasks = [asyncio.create_task(loop) for loop in loops]
+                self._tasks[0].add_done_callback(self._stop)
         return self._finals[run.id]
 
     async def close(self) -> None:
         """Stop watching: who still waits is cancelled."""
-        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._stop()
+
+    def _stop(self, loop: asyncio.Task[None] | None = None) -> None:
+        # SIGTERM cancels the loops, too (`asyncio.Runner.close`), and not what others wait for.
+        self._closed = True
         for final in self._finals.values():
             final.cancel()
 
@@ -133,11 +138,9 @@ class Watcher:
         # One request for many that wait: it returns those that have ended, or soon will.
         async for runs in read_pages(self._client, run_ids, ended):
             for run in runs:
-                if run.state is not None and run.state.is_final():
-                    if not self._finals[run.id].done():
-                        self._finals[run.id].set_result(run.state)
-                elif never_started(run):
-                    await settle(self._client, run)
+                if run.state and run.state.is_final() and not self._finals[run.id].done():
+                    self._finals[run.id].set_result(run.state)
+            await settle(self._client, runs)
 
     async def _explain(self) -> None:
         """Say why children have not started, after a while and then ever more rarely."""
