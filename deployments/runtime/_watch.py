@@ -100,8 +100,13 @@ class Watcher:
     def _on_event(self, event: Event) -> None:
         run_id = UUID(event.resource.id.removeprefix("prefect.flow-run."))
         self._ended.append(run_id)
-        if run_id in self._finals:
+        if final := self._finals.get(run_id):
             self._wake.set()
+            now = event.resource["prefect.state-name"]
+            # Silence is no proof: a process that hung may go on.
+            if _is_crashed(final) and now != "Crashed":
+                name = event.resource.get("prefect.resource.name")
+                self._logger.warning("Child %s was told as crashed, went on, and is %s", name, now)
 
     async def _read(self) -> None:
         answered = time.monotonic()
@@ -170,6 +175,11 @@ class Watcher:
         for run_id in run_ids:
             if not self._finals[run_id].done():
                 self._finals[run_id].set_exception(ChildError(f"flow run {run_id}: {message}"))
+
+
+def _is_crashed(final: asyncio.Future[State[Any]]) -> bool:
+    told = final.done() and not final.cancelled() and final.exception() is None
+    return told and final.result().is_crashed()
 
 
 def _final_states() -> EventFilter:
