@@ -76,7 +76,7 @@ async def _watch(client: PrefectClient, tree: Tree, console: Console) -> None:
         if tree.root.state is not None and tree.root.state.is_final():
             await _ask(console, lambda: tree.read(client))  # children that ended with it
             return
-        await _ask(console, lambda: settle(client, [tree.root]))  # nobody else might
+        await _ask(console, lambda: settle(client, [tree.root]))  # nobody else may do so
         shortest = READ_SECONDS + READ_SECONDS_PER_RUN * len(tree.below)
         pause = min(shortest if changed else 1.5 * pause, READ_MAX_SECONDS)
         await asyncio.sleep(pause)

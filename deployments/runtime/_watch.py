@@ -21,6 +21,8 @@ from deployments.runtime._patience import read_pages, unreachable
 from deployments.runtime._unstarted import explain_unstarted
 
 CANCELLING = StateType.CANCELLING
+# Of a run that was called crashed: what only its own process can say.
+WENT_ON = (StateType.COMPLETED.value, StateType.FAILED.value)
 # A missed event costs this much delay, and idle waiting costs one request in this time.
 READ_SECONDS = 5.0
 # The events of a burst share one request.
@@ -102,10 +104,10 @@ class Watcher:
         self._ended.append(run_id)
         if final := self._finals.get(run_id):
             self._wake.set()
-            now = event.resource["prefect.state-name"]
             # Silence is no proof: a process that hung may go on.
-            if _is_crashed(final) and now != "Crashed":
-                name = event.resource.get("prefect.resource.name")
+            if _is_crashed(final) and event.resource["prefect.state-type"] in WENT_ON:
+                name = event.resource["prefect.resource.name"]
+                now = event.resource["prefect.state-name"]
                 self._logger.warning("Child %s was told as crashed, went on, and is %s", name, now)
 
     async def _read(self) -> None:
