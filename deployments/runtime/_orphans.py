@@ -129,7 +129,7 @@ async def settle_children(
         if not starting:
             return
         if not told:
-            logger.info("A worker took %s, and may still start what can't run", name_all(starting))
+            logger.info("Their worker may still start, in vain, %s", name_all(starting))
             told = True
         await settle(client, starting)
         await asyncio.sleep(LOOK_SECONDS)

@@ -112,9 +112,9 @@ class Submitter:
             raise
 
     async def _create(self, call: Call, key: str) -> FlowRun:
-        self._refuse_if_closed()
         # In the caller's context: what fails fails there, and its flow run knows the results.
         request = await Request.of(call, key)
+        self._refuse_if_closed()
         self._waiting.append(request)
         self._more.set()
         if self._sender is None:

@@ -147,7 +147,8 @@ class Watcher:
             for run in runs:
                 if run.state and run.state.is_final() and not self._finals[run.id].done():
                     self._finals[run.id].set_result(run.state)
-            await settle(self._client, runs)
+            with contextlib.suppress(Exception):  # in the end the server does it
+                await settle(self._client, runs)
 
     async def _explain(self) -> None:
         """Say why children have not started, after a while and then ever more rarely."""
