@@ -19,6 +19,7 @@ from deployments import ChildCancelled, ChildCrashed, ChildRun, child
 from deployments.commands._deploy import create_definitions
 from deployments.commands._manifest import Manifest
 from deployments.commands._processes import TemporaryServer, temporary_server, temporary_worker
+from deployments.runtime._orphans import START_TIME
 from tests.engine.conftest import MANIFEST
 from tests.engine.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
 from tests.engine.faults.steps import step
@@ -230,7 +231,9 @@ async def test_a_worker_is_killed_while_it_starts_children(
     ):
         async with get_client() as client:
             manifest = Manifest.load(MANIFEST).named("local")
-            automation(manifest, "don't start").within = timedelta(seconds=15)
+            trigger = automation(manifest, "don't start")
+            assert trigger.within == START_TIME
+            trigger.within = timedelta(seconds=15)
             await create_definitions(client, manifest)
             await deploy_faults(server)
 
