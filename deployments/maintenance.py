@@ -1,45 +1,41 @@
 """A flow that cleans up where a parent can't: prefect.yaml runs it when one has ended."""
 
-import asyncio
-import time
 from uuid import UUID
 
-from prefect import flow, get_client
+from prefect import flow, get_client, get_run_logger
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled
 
-from deployments.runtime import ALIVE, UNFINISHED, cancel_children, read_children
-
-LOOK_SECONDS = 5.0
+from deployments.runtime import (
+    ALIVE,
+    UNFINISHED,
+    cancel_children,
+    read_children,
+    settle_children,
+)
 
 
 @flow(flow_run_name="cancel the children of {parent}")
-async def cancel_orphans(parent: str, grace_seconds: float = 60) -> list[str]:
+async def cancel_orphans(parent: str) -> list[str]:
     """Cancel the children of a parent that are still alive, and name them.
 
     Args:
         parent: The id of the parent's flow run; or its resource id, as events have it.
-        grace_seconds: How long their workers may take to end them. A worker that died with the
-            parent never does: then they are set to Cancelled.
     """
     async with get_client() as client:
         parent_id = UUID(parent.removeprefix("prefect.flow-run."))
-        return sorted(await _cancel_orphans(client, parent_id, grace_seconds))
+        return sorted(await _cancel_orphans(client, parent_id))
 
 
-async def _cancel_orphans(client: PrefectClient, parent_id: UUID, grace_seconds: float) -> set[str]:
+async def _cancel_orphans(client: PrefectClient, parent_id: UUID) -> set[str]:
     if await _is_retried(client, parent_id):
         return set()
-    names = {run.name for run in await cancel_children(client, parent_id)}
-    deadline = time.monotonic() + grace_seconds
-    while left := await read_children(client, parent_id, UNFINISHED):
-        if time.monotonic() > deadline:
-            break
-        await asyncio.sleep(LOOK_SECONDS)
-    for run in left:
-        await client.set_flow_run_state(run.id, Cancelled(message="No worker ended it in time"))
-        names |= {run.name} | await _cancel_orphans(client, run.id, grace_seconds)
+    runs = await cancel_children(client, parent_id)
+    names = {run.name for run in runs}
+    # A child may itself be a parent whose worker is gone, too.
+    for run in await read_children(client, [parent_id], UNFINISHED):
+        names |= await _cancel_orphans(client, run.id)
+    await settle_children(client, parent_id, runs, get_run_logger())
     return names
 
 

@@ -16,7 +16,7 @@ from rich.live import Live
 
 from deployments.commands._tree import Tree
 from deployments.commands._view import draw
-from deployments.runtime import cancel_run, explain_unstarted, is_passing, never_started, settle
+from deployments.runtime import cancel_run, explain_unstarted, is_passing, settle
 
 T = TypeVar("T")
 
@@ -76,8 +76,7 @@ async def _watch(client: PrefectClient, tree: Tree, console: Console) -> None:
         if tree.root.state is not None and tree.root.state.is_final():
             await _ask(console, lambda: tree.read(client))  # children that ended with it
             return
-        if never_started(tree.root):  # nobody else might say that it was cancelled
-            await _ask(console, lambda: settle(client, tree.root))
+        await _ask(console, lambda: settle(client, [tree.root]))  # nobody else may do so
         shortest = READ_SECONDS + READ_SECONDS_PER_RUN * len(tree.below)
         pause = min(shortest if changed else 1.5 * pause, READ_MAX_SECONDS)
         await asyncio.sleep(pause)

@@ -22,10 +22,8 @@ from deployments.runtime import (
     cancel_run,
     explain_unstarted,
     last_warning,
-    never_started,
     online_workers,
     read_value,
-    settle,
 )
 
 # A flow of ours that does nothing when it is asked about a parent that does not exist.
@@ -93,7 +91,7 @@ async def probe_workers(client: PrefectClient, name: str) -> AsyncIterator[str]:
             )
     finally:
         for run in runs:
-            await _cancel(client, run)
+            await cancel_run(client, run.id)
 
 
 async def _start_runs(
@@ -180,16 +178,6 @@ async def _find_unreadable(run: FlowRun, state: State[Any]) -> str | None:
 
 def _in_block(state: State[Any]) -> bool:
     return getattr(state.data, "storage_block_id", None) is not None
-
-
-async def _cancel(client: PrefectClient, run: FlowRun) -> None:
-    if _is_final(await client.read_flow_run(run.id)):
-        return
-    await cancel_run(client, run.id)
-    while never_started(run := await client.read_flow_run(run.id)):
-        if await settle(client, run):
-            break
-        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _explain(client: PrefectClient, run: FlowRun) -> str:

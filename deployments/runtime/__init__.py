@@ -21,9 +21,9 @@ from deployments.runtime._orphans import (
     UNFINISHED,
     cancel_children,
     cancel_run,
-    never_started,
     read_children,
     settle,
+    settle_children,
 )
 from deployments.runtime._parameters import find_refused, to_json, type_hints, validate_some
 from deployments.runtime._parent import is_parent, parent_flow
@@ -55,7 +55,6 @@ __all__ = [
     "is_parent",
     "is_passing",
     "last_warning",
-    "never_started",
     "online_workers",
     "parent_flow",
     "raise_failures",
@@ -63,6 +62,7 @@ __all__ = [
     "read_children",
     "read_value",
     "settle",
+    "settle_children",
     "stand_ins",
     "to_json",
     "type_hints",

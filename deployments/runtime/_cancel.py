@@ -1,7 +1,6 @@
 """Cancelling single runs of a parent, and what else goes on when its caller is cancelled."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 from uuid import UUID
@@ -37,8 +36,13 @@ class Canceller:
         """Do some work that goes on when its caller is cancelled."""
         future = asyncio.ensure_future(work)
         self._under_way.add(future)
-        future.add_done_callback(self._under_way.discard)
+        future.add_done_callback(self._done)
         return future
+
+    def _done(self, future: asyncio.Future[Any]) -> None:
+        self._under_way.discard(future)
+        if not future.cancelled():
+            future.exception()  # seen: where nobody waits for it, the parent's end makes up for it
 
     async def finish(self) -> None:
         """Wait a while for what is under way."""
@@ -51,15 +55,18 @@ class Canceller:
         """Ask for a run's cancellation, also if this is cancelled itself."""
         await asyncio.shield(self.keep(self._cancel(run_id)))
 
-    async def abandon(self, run: FlowRun) -> None:
-        """Cancel a run that nobody waits for any more, where it is not to run on."""
+    def abandon(self, run: FlowRun) -> None:
+        """Cancel a run that nobody waits for any more, where it is not to run on.
+
+        It goes on behind the caller, who may have a time limit, and `finish` waits for it.
+        """
         # When the parent's own time is up, its end knows whether the child is still needed.
         if LEAVE_RUNNING not in run.tags and not self.time_is_up():
-            await self.cancel(run.id)
+            self.keep(self._cancel(run.id))
 
-    async def undo(self, starting: Awaitable[FlowRun | None]) -> None:
+    def undo(self, starting: Awaitable[FlowRun | None]) -> None:
         """Abandon a run that is being started: it can't be cancelled before its id is known."""
-        await asyncio.shield(self.keep(self._undo(starting)))
+        self.keep(self._undo(starting))
 
     def time_is_up(self) -> bool:
         """Tell whether the parent is cancelled by its own `timeout_seconds`."""
@@ -73,6 +80,5 @@ class Canceller:
         await self._server.ask(one_at_a_time)
 
     async def _undo(self, starting: Awaitable[FlowRun | None]) -> None:
-        with contextlib.suppress(Exception):  # where nothing was started, nothing is to undo
-            if run := await starting:
-                await self.abandon(run)
+        if run := await starting:  # where nothing was started, nothing is to undo
+            self.abandon(run)

@@ -3,7 +3,7 @@
 ChildError
 ├── ChildNotDeployed        no such deployment on the server: nothing was started
 ├── ChildFailed             its code raised
-├── ChildCrashed            its process died, or never came up
+├── ChildCrashed            its process died, never came up, or fell silent
 ├── ChildCancelled          somebody cancelled it
 ├── ChildTimedOut           it did not finish within `child(..., timeout=)`
 └── ChildResultUnavailable  it completed, but its result can't be read
@@ -48,7 +48,7 @@ class ChildFailed(ChildError):
 
 
 class ChildCrashed(ChildError):
-    """Tell that the child's process died, or never came up."""
+    """Tell that the child's process died, never came up, or fell silent: then it may still run."""
 
 
 class ChildCancelled(ChildError):

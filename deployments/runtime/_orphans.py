@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from logging import Logger
 from typing import Any
 from uuid import UUID
 
@@ -14,9 +16,10 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
+from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
-from prefect.logging.loggers import flow_run_logger
+from prefect.logging.loggers import LoggingAdapter, flow_run_logger
 from prefect.states import Cancelled
 
 from deployments.runtime._patience import read_all
@@ -27,8 +30,12 @@ LEAVE_RUNNING = "leave-running"
 UNFINISHED: list[StateType] = sorted(set(StateType) - TERMINAL_STATES)
 ALIVE: list[StateType] = [state for state in UNFINISHED if state != StateType.CANCELLING]
 
-# How long a worker may take to end a run that was cancelled before it started.
-GRACE_SECONDS = 10.0
+# By it a worker tells that a run's process has ended. What it says of the run comes soon after.
+EXECUTED = "prefect.worker.executed-flow-run"
+EVENTS = 50  # more at once the server refuses, also what `read_events` asks for by itself
+WORD_TIME = timedelta(seconds=5)
+# So late may a run start that a worker has taken: an automation of prefect.yaml calls it crashed.
+START_TIME = timedelta(seconds=600)
 LOOK_SECONDS = 1.0
 
 
@@ -41,38 +48,44 @@ async def cancel_run(client: PrefectClient, flow_run_id: UUID) -> None:
         await client.set_flow_run_state(flow_run_id, cancelling)
 
 
-def never_started(run: FlowRun) -> bool:
-    """Tell whether a run is being cancelled that had not started.
+async def settle(client: PrefectClient, runs: Iterable[FlowRun]) -> None:
+    """Call those runs Cancelled that are to end, had not started, and can't start any more.
 
-    It will never run: the server refuses Running (EnforceCancellingToCancelledTransition). But
-    where its process came up after that, or its worker is gone, nobody calls it Cancelled.
+    A busy worker starts the process of a run much later than it took the run. The server refuses
+    Running after Cancelling (EnforceCancellingToCancelledTransition), but not after Cancelled: so
+    the process comes up in vain, and nobody calls the run Cancelled. Nor where the worker is gone.
     """
+    starting = {f"prefect.flow-run.{run.id}": run for run in runs if _is_starting(run)}
+    if not starting:
+        return
+    of_these = EventFilter(
+        event=EventNameFilter(name=[EXECUTED]), related=EventRelatedFilter(id=[*starting])
+    )
+    latest_first = (await client.read_events(of_these, limit=EVENTS)).events
+    ended = {each.id: event.received for event in latest_first[::-1] for each in event.related}
+    now = datetime.now(UTC)
+    for resource_id, run in starting.items():
+        assert run.state is not None  # noqa: S101 - one that is being cancelled has a state
+        since = run.state.timestamp
+        # An earlier end is that of an earlier attempt.
+        if since < ended.get(resource_id, since) < now - WORD_TIME or since < now - START_TIME:
+            with contextlib.suppress(ObjectNotFound):
+                message = "It was cancelled before it had started"
+                await client.set_flow_run_state(run.id, Cancelled(message=message))
+
+
+def _is_starting(run: FlowRun) -> bool:
     return run.state_type == StateType.CANCELLING and run.start_time is None
 
 
-async def settle(client: PrefectClient, run: FlowRun) -> bool:
-    """Call a run Cancelled that has not started, and was asked to end `GRACE_SECONDS` ago.
-
-    Returns:
-        Whether it is settled; where not, it is still to wait for.
-    """
-    assert run.state is not None  # noqa: S101 - one that is being cancelled has a state
-    if (datetime.now(UTC) - run.state.timestamp).total_seconds() < GRACE_SECONDS:
-        return False
-    with contextlib.suppress(ObjectNotFound):
-        message = "It was cancelled before it had started"
-        await client.set_flow_run_state(run.id, Cancelled(message=message))
-    return True
-
-
 async def read_children(
-    client: PrefectClient, parent_id: UUID, states: list[StateType]
+    client: PrefectClient, parent_ids: Iterable[UUID], states: list[StateType]
 ) -> list[FlowRun]:
-    """Return the children of a parent run in some states, less those that are left running."""
+    """Return the children of parent runs in some states, less those that are left running."""
     runs = await read_all(
         client,
         FlowRunFilter(
-            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent_id]),
+            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[*parent_ids]),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)),
         ),
     )
@@ -80,7 +93,7 @@ async def read_children(
 
 
 async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRun]:
-    """Cancel every child run of a parent run that is not final, and return them.
+    """Ask for the end of every child run of a parent run that is not final, and return them.
 
     Those that carry the tag `LEAVE_RUNNING` are left alone. Those that have started are ended
     by their workers, later.
@@ -89,25 +102,36 @@ async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRu
     # Each pass reads those that are still alive, so that none is missed that is created or
     # retried meanwhile. It ends when the server refuses to cancel the rest.
     while fresh := [
-        run for run in await read_children(client, parent_id, ALIVE) if run.id not in cancelled
+        run for run in await read_children(client, [parent_id], ALIVE) if run.id not in cancelled
     ]:
         for run in fresh:
+            cancelled[run.id] = run
             if run.deployment_id is None:  # a plain subflow: no worker would end it
-                await cancel_children(client, run.id)
+                cancelled |= {below.id: below for below in await cancel_children(client, run.id)}
                 await client.set_flow_run_state(run.id, Cancelled())
             else:
                 await cancel_run(client, run.id)
-            cancelled[run.id] = run
-    await _settle_children(client, parent_id)
     return list(cancelled.values())
 
 
-async def _settle_children(client: PrefectClient, parent_id: UUID) -> None:
+async def settle_children(
+    client: PrefectClient,
+    parent_id: UUID,
+    cancelled: Iterable[FlowRun],
+    logger: LoggingAdapter | Logger,
+) -> None:
+    """Wait until no child that `cancel_children` asked to end may still start."""
+    parent_ids = [parent_id, *(run.id for run in cancelled if run.deployment_id is None)]
+    told = False
     while True:
-        cancelling = await read_children(client, parent_id, [StateType.CANCELLING])
-        starting = [run for run in cancelling if never_started(run)]
-        if all([await settle(client, run) for run in starting]):
+        runs = await read_children(client, parent_ids, [StateType.CANCELLING])
+        starting = [run for run in runs if _is_starting(run)]
+        if not starting:
             return
+        if not told:
+            logger.info("Their worker may still start, in vain, %s", name_all(starting))
+            told = True
+        await settle(client, starting)
         await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -116,12 +140,15 @@ async def cancel_children_hook(flow: Flow[..., Any], flow_run: FlowRun, state: S
 
     Prefect runs it on the worker's side, after the parent's own process is gone.
     """
+    logger = flow_run_logger(flow_run, flow)
     async with get_client() as client:
         runs = await cancel_children(client, flow_run.id)
-    if runs:
-        flow_run_logger(flow_run, flow).warning(
-            "This parent is %s: cancelled %s", state.name, name_all(runs)
-        )
+        if runs:
+            logger.warning("This parent is %s: cancelled %s", state.name, name_all(runs))
+        # After the hooks of a crash, a worker calls the run Crashed again, whatever it is by then
+        # (`BaseWorker._submit_run_and_capture_errors`): `cancel_orphans` waits instead.
+        if state.is_cancelling():
+            await settle_children(client, flow_run.id, runs, logger)
 
 
 def name_all(runs: list[FlowRun]) -> str:

@@ -13,7 +13,7 @@ from prefect.client.schemas.filters import (
     ArtifactFilterKey,
     ArtifactFilterType,
 )
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.logging.loggers import LoggingAdapter
 
 from deployments.runtime._patience import Server, read_pages
@@ -91,8 +91,13 @@ class Page:
             pause = max(self._requests - before, 1) * REQUEST_SECONDS
 
     async def _update(self, client: PrefectClient) -> None:
-        waiting = [run_id for run_id, row in self._rows.items() if not row.ended]
-        async for runs in read_pages(client, waiting):
+        # One that fell silent is called crashed, and may go on.
+        open_ended = [
+            run_id
+            for run_id, row in self._rows.items()
+            if not row.ended or row.type == StateType.CRASHED
+        ]
+        async for runs in read_pages(client, open_ended):
             self._requests += 1
             for run in runs:
                 self._rows[run.id] = Row.of(run, self._rows[run.id].again)

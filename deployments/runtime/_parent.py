@@ -19,7 +19,12 @@ from prefect.logging.loggers import flow_run_logger
 
 from deployments.runtime._call import Keys
 from deployments.runtime._cancel import Canceller
-from deployments.runtime._orphans import cancel_children, cancel_children_hook, name_all
+from deployments.runtime._orphans import (
+    cancel_children,
+    cancel_children_hook,
+    name_all,
+    settle_children,
+)
 from deployments.runtime._page import Page
 from deployments.runtime._patience import Server, get_eager_client
 from deployments.runtime._submit import Submitter
@@ -102,22 +107,33 @@ class ParentRun:
         with anyio.CancelScope(shield=True):
             try:
                 self.submitter.close()
+                await self.watcher.close()
                 await self.canceller.finish()
                 if not await self._goes_on(error):
-                    runs = await cancel_children(self.client, self.flow_run.id)
-                    if runs:
-                        self.logger.warning("The parent has ended: cancelled %s", name_all(runs))
+                    await self._cancel_children(error)
             except Exception as problem:  # noqa: BLE001 - why the parent ended matters more
                 self.logger.warning("The parent has ended, its children may run on: %r", problem)
             finally:
-                await self.watcher.close()
                 await self._page.finish()
+
+    async def _cancel_children(self, error: BaseException | None) -> None:
+        runs = await cancel_children(self.client, self.flow_run.id)
+        if runs:
+            self.logger.warning("The parent has ended: cancelled %s", name_all(runs))
+        # A parent that is cancelled is killed after 30 s (`CancellationManager.cancel`): its hook
+        # waits instead.
+        if error is None or self._has_time(error):
+            await settle_children(self.client, self.flow_run.id, runs, self.logger)
+
+    def _has_time(self, error: BaseException) -> bool:
+        """Tell whether this run ends by itself: it failed, or its `timeout_seconds` are over."""
+        return isinstance(error, Exception) or self.canceller.time_is_up()
 
     async def _goes_on(self, error: BaseException | None) -> bool:
         """Tell whether this run is suspended, or the server will retry it (RetryFailedFlows)."""
         if isinstance(error, Pause):
             return True
-        if not (isinstance(error, Exception) or self.canceller.time_is_up()):
+        if error is None or not self._has_time(error):
             return False
         run = await self.client.read_flow_run(self.flow_run.id)
         return run.run_count <= (run.empirical_policy.retries or 0)

@@ -61,14 +61,14 @@ class ChildRun(Generic[R]):
             async with asyncio.timeout_at(self._deadline):
                 final = await asyncio.shield(self._final)
         except TimeoutError:
-            await self._abandon()
+            self._abandon()
             raise ChildTimedOut(
                 f"{self} did not finish within {self._timeout:g} s: raise `timeout`, or see what "
                 f"it waits for ({self.url})",
                 run=self._info,
             ) from None
         except asyncio.CancelledError:
-            await self._abandon()
+            self._abandon()
             raise
         try:
             return await read_result(self._info, final, self._returns)
@@ -80,9 +80,9 @@ class ChildRun(Generic[R]):
             self._again = None
             return await self.result()
 
-    async def _abandon(self) -> None:
+    def _abandon(self) -> None:
         if not self._final.done():
-            await self._canceller.abandon(self._flow_run)
+            self._canceller.abandon(self._flow_run)
 
     async def cancel(self) -> None:
         """Ask for the run's cancellation; a run that has ended stays as it is."""

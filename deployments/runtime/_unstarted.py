@@ -45,8 +45,11 @@ async def explain_unstarted(client: PrefectClient, runs: Iterable[FlowRun]) -> A
             yield f"{_unstarted(pending)}: being started, but {_no_worker(pool_name)}"
     if paused := by_state[StateType.PAUSED]:
         yield f"{_names(paused)}: paused or suspended: resume in the UI, or cancel"
-    if cancelling := by_state[StateType.CANCELLING]:
-        yield f"{_names(cancelling)}: being cancelled, by a worker or in the end by the server"
+    cancelling = by_state[StateType.CANCELLING]
+    if starting := [run for run in cancelling if run.start_time is None]:
+        yield f"{_names(starting)}: being cancelled; a worker may still start it, in vain"
+    if ending := [run for run in cancelling if run.start_time is not None]:
+        yield f"{_names(ending)}: being cancelled, by a worker or in the end by the server"
 
 
 async def _reason(

@@ -16,11 +16,13 @@ from prefect.events.schemas.events import Event, ResourceSpecification
 from prefect.logging.loggers import LoggingAdapter
 
 from deployments.runtime._errors import ChildError
-from deployments.runtime._orphans import never_started, settle
+from deployments.runtime._orphans import settle
 from deployments.runtime._patience import read_pages, unreachable
 from deployments.runtime._unstarted import explain_unstarted
 
 CANCELLING = StateType.CANCELLING
+# Of a run that was called crashed: what only its own process can say.
+WENT_ON = (StateType.COMPLETED.value, StateType.FAILED.value)
 # A missed event costs this much delay, and idle waiting costs one request in this time.
 READ_SECONDS = 5.0
 # The events of a burst share one request.
@@ -68,14 +70,19 @@ class Watcher:
             if not self._tasks and not final.done():
                 loops = (self._listen(), self._read(), self._explain())
                 self._tasks = [asyncio.create_task(loop) for loop in loops]
+                self._tasks[0].add_done_callback(self._stop)
         return self._finals[run.id]
 
     async def close(self) -> None:
         """Stop watching: who still waits is cancelled."""
-        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._stop()
+
+    def _stop(self, loop: asyncio.Task[None] | None = None) -> None:
+        # SIGTERM cancels the loops, too (`asyncio.Runner.close`), and not what others wait for.
+        self._closed = True
         for final in self._finals.values():
             final.cancel()
 
@@ -95,8 +102,13 @@ class Watcher:
     def _on_event(self, event: Event) -> None:
         run_id = UUID(event.resource.id.removeprefix("prefect.flow-run."))
         self._ended.append(run_id)
-        if run_id in self._finals:
+        if final := self._finals.get(run_id):
             self._wake.set()
+            # Silence is no proof: a process that hung may go on.
+            if _is_crashed(final) and event.resource["prefect.state-type"] in WENT_ON:
+                name = event.resource["prefect.resource.name"]
+                now = event.resource["prefect.state-name"]
+                self._logger.warning("Child %s was told as crashed, went on, and is %s", name, now)
 
     async def _read(self) -> None:
         answered = time.monotonic()
@@ -133,11 +145,10 @@ class Watcher:
         # One request for many that wait: it returns those that have ended, or soon will.
         async for runs in read_pages(self._client, run_ids, ended):
             for run in runs:
-                if run.state is not None and run.state.is_final():
-                    if not self._finals[run.id].done():
-                        self._finals[run.id].set_result(run.state)
-                elif never_started(run):
-                    await settle(self._client, run)
+                if run.state and run.state.is_final() and not self._finals[run.id].done():
+                    self._finals[run.id].set_result(run.state)
+            with contextlib.suppress(Exception):  # in the end the server does it
+                await settle(self._client, runs)
 
     async def _explain(self) -> None:
         """Say why children have not started, after a while and then ever more rarely."""
@@ -167,6 +178,11 @@ class Watcher:
         for run_id in run_ids:
             if not self._finals[run_id].done():
                 self._finals[run_id].set_exception(ChildError(f"flow run {run_id}: {message}"))
+
+
+def _is_crashed(final: asyncio.Future[State[Any]]) -> bool:
+    told = final.done() and not final.cancelled() and final.exception() is None
+    return told and final.result().is_crashed()
 
 
 def _final_states() -> EventFilter:

@@ -1,8 +1,9 @@
 """Waiting for something on a server, and looking at what is there."""
 
 import asyncio
+import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -15,6 +16,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterFlowRunId,
 )
 from prefect.client.schemas.objects import FlowRun
+from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
 
 from deployments.runtime import read_all
 
@@ -127,6 +129,35 @@ async def describe(client: PrefectClient, parent: FlowRun) -> str:
 
 async def outcome(client: PrefectClient, parent: FlowRun) -> list[tuple[str, str | None]]:
     return sorted((run.name, run.state_name) for run in await children_of(client, parent))
+
+
+async def assert_none_went_on(client: PrefectClient, parent: FlowRun) -> None:
+    """No child has a state after a final one, except by a retry.
+
+    Or by Prefect's worker: what it cancels while it starts is Crashed, then Cancelled.
+    """
+    for run in await children_of(client, parent):
+        states = await client.read_flow_run_states(run.id)
+        for before, after in itertools.pairwise(sorted(states, key=lambda state: state.timestamp)):
+            allowed = not before.is_final() or after.is_scheduled()
+            allowed = allowed or (before.is_crashed() and after.is_cancelled())
+            assert allowed, f"{run.name} was {before.name}, then {after.name}: {after.message}"
+
+
+async def exit_statuses(client: PrefectClient, runs: Iterable[FlowRun]) -> dict[UUID, str]:
+    """Return how the processes of runs ended, as their workers tell it, by the runs' ids."""
+    ids = [f"prefect.flow-run.{run.id}" for run in runs]
+    executed = EventFilter(
+        event=EventNameFilter(name=["prefect.worker.executed-flow-run"]),
+        related=EventRelatedFilter(id=ids),
+    )
+    events = (await client.read_events(executed, limit=50)).events
+    return {
+        UUID(each.id.removeprefix("prefect.flow-run.")): each["prefect.infrastructure.status-code"]
+        for event in events
+        for each in event.related
+        if each.role == "flow-run"
+    }
 
 
 async def assert_truthful(client: PrefectClient, parent: FlowRun) -> None:

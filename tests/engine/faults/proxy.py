@@ -28,6 +28,7 @@ class FaultyProxy:
         requests: Method and path of each request that arrived.
         unavailable_until: Until this time (`time.monotonic()`) requests are answered with 503.
         delay: Seconds before each answer.
+        hangs: Whether requests wait, as at a server that stands still.
         twice: Requests whose path ends so are sent on twice.
         unknown: Requests whose path ends so are answered with 404.
         sockets: How many websockets were opened.
@@ -40,6 +41,7 @@ class FaultyProxy:
         self.requests: list[tuple[str, str]] = []
         self.unavailable_until = 0.0
         self.delay = 0.0
+        self.hangs = False
         self.twice: tuple[str, ...] = ()
         self.unknown: tuple[str, ...] = ()
         self.sockets = 0
@@ -88,6 +90,8 @@ class FaultyProxy:
         if path.endswith(self.unknown):
             return Response(status_code=404)
         await asyncio.sleep(self.delay)
+        while self.hangs:  # noqa: ASYNC110 - another thread sets it
+            await asyncio.sleep(0.05)
         body = await request.body()
         headers = [(k, v) for k, v in request.headers.items() if k.lower() not in NOT_FORWARDED]
         async with httpx.AsyncClient(base_url=self._upstream, timeout=60) as client:

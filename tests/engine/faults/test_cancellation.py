@@ -18,11 +18,21 @@ from prefect.states import Cancelling
 from deployments import ChildCancelled, ChildCrashed, ChildRun, child
 from deployments.commands._deploy import create_definitions
 from deployments.commands._manifest import Manifest
-from deployments.commands._processes import temporary_server, temporary_worker
+from deployments.commands._processes import TemporaryServer, temporary_server, temporary_worker
+from deployments.runtime._orphans import START_TIME
 from tests.engine.conftest import MANIFEST
 from tests.engine.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
 from tests.engine.faults.steps import step
-from tests.engine.waiting import SECONDS, children_of, ended, in_states, outcome, wait_for
+from tests.engine.waiting import (
+    SECONDS,
+    assert_none_went_on,
+    children_of,
+    ended,
+    exit_statuses,
+    in_states,
+    outcome,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -59,17 +69,95 @@ async def test_children_are_cancelled_while_they_start(
     assert {type(each) for each in outcomes} <= {ChildCancelled, ChildCrashed}, outcomes
 
 
-async def test_parent_is_cancelled_while_children_start(client: PrefectClient) -> None:
-    parent = await start("family", steps=[{"name": f"{n}", "do": "hold"} for n in range(6)])
+async def twenty_created(client: PrefectClient, parent: FlowRun) -> None:
+    async def created() -> bool:
+        return len(await children_of(client, parent)) >= 20
 
-    async def one_is_pending() -> bool:
-        types = [run.state_type for run in await children_of(client, parent)]
-        return len(types) == 6 and "PENDING" in types
+    await wait_for(created, "the parent has created twenty of its sixty children")
 
-    await wait_for(one_is_pending, "the children start")
-    await client.set_flow_run_state(parent.id, Cancelling())
-    assert (await ended(client, parent)).state_name == "Cancelled"
+
+@pytest.mark.parametrize("how", ["cancelled", "killed"])
+async def test_a_parent_is_stopped_while_it_creates_children(
+    client: PrefectClient, how: str
+) -> None:
+    steps = [{"name": f"{n}", "do": "hold", "deployment": "eight"} for n in range(60)]
+    parent = await start("family", steps=steps)
+    await twenty_created(client, parent)
+    if how == "cancelled":
+        await client.set_flow_run_state(parent.id, Cancelling())
+    else:
+        os.kill(pid_of(await client.read_flow_run(parent.id)), signal.SIGKILL)
+    parent = await ended(client, parent)
+    assert parent.state_name == ("Cancelled" if how == "cancelled" else "Crashed")
     assert {state for _, state in await outcome(client, parent)} <= ENDED
+    await assert_none_went_on(client, parent)
+
+    async def told() -> str | None:
+        return (await exit_statuses(client, [parent])).get(parent.id)
+
+    status = await wait_for(told, "the worker has told how the parent's process ended")
+    assert (status == "-9") == (how == "killed")  # else it has ended by itself
+
+
+@pytest.mark.parametrize("how", ["times out", "fails"])
+async def test_a_parent_gives_up_while_it_creates_children(
+    client: PrefectClient, in_process: InProcess, how: str
+) -> None:
+    async def code() -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(60):
+                group.create_task(child(step, deployment="eight")(f"{number}", "hold"))
+            if how == "fails":
+                assert in_process.run is not None
+                await twenty_created(client, in_process.run)
+                raise RuntimeError("a sibling broke")
+
+    with pytest.raises((TimeoutError, ExceptionGroup)):
+        await in_process(code, timeout_seconds=5 if how == "times out" else None)
+    assert in_process.run is not None
+    await ended(client, in_process.run)
+    assert {state for _, state in await outcome(client, in_process.run)} <= ENDED
+    await assert_none_went_on(client, in_process.run)
+
+
+async def test_children_are_cancelled_that_a_busy_worker_took(
+    client: PrefectClient, in_process: InProcess, prefect_server: TemporaryServer
+) -> None:
+    """It may start them much later: who is called Cancelled before would run then."""
+    outcomes: list[Any] = []
+
+    async def code() -> None:
+        assert in_process.run is not None
+        with temporary_worker(prefect_server, "busy") as worker:
+            runs = [await child(step, deployment="busy").submit(f"{n}") for n in range(6)]
+            await wait_for(lambda: taken(client, in_process.run), "the worker took one")
+            os.kill(worker.pid, signal.SIGSTOP)
+            told = [asyncio.ensure_future(run.result()) for run in runs]
+            await asyncio.gather(*(run.cancel() for run in runs))
+            await asyncio.wait(told, timeout=20)  # a busy worker takes that long, and longer
+            os.kill(worker.pid, signal.SIGCONT)
+            outcomes.extend(await asyncio.gather(*told, return_exceptions=True))
+            started = await taken(client, in_process.run)
+
+            async def all_came_up() -> bool:
+                return len(await exit_statuses(client, started)) == len(started)
+
+            await wait_for(all_came_up, "each process came up, and ended")
+
+    await in_process(code)
+    assert in_process.run is not None
+    await assert_none_went_on(client, in_process.run)
+    assert any(isinstance(each, ChildCancelled | ChildCrashed) for each in outcomes), outcomes
+
+
+async def taken(client: PrefectClient, parent: FlowRun | None) -> list[FlowRun]:
+    """Return the children that a worker has taken, whatever they are now."""
+    assert parent is not None
+    return [
+        run
+        for run in await children_of(client, parent)
+        if any(state.is_pending() for state in await client.read_flow_run_states(run.id))
+    ]
 
 
 async def test_parent_is_killed_with_children_at_every_stage(client: PrefectClient) -> None:
@@ -143,7 +231,9 @@ async def test_a_worker_is_killed_while_it_starts_children(
     ):
         async with get_client() as client:
             manifest = Manifest.load(MANIFEST).named("local")
-            automation(manifest, "don't start").within = timedelta(seconds=15)
+            trigger = automation(manifest, "don't start")
+            assert trigger.within == START_TIME
+            trigger.within = timedelta(seconds=15)
             await create_definitions(client, manifest)
             await deploy_faults(server)
 

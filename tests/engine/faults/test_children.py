@@ -8,7 +8,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Crashed
 from pydantic import ValidationError
 
 from deployments import (
@@ -26,6 +26,7 @@ from deployments import (
 from deployments.commands._processes import TemporaryServer
 from tests.engine.faults.conftest import InProcess, is_alive, pid_of
 from tests.engine.faults.steps import Renamed, echo, region, slow, step, variadic
+from tests.engine.faults.test_page import page_of
 from tests.engine.waiting import SECONDS, children_of, read_graph, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -72,6 +73,27 @@ async def test_child_is_killed(client: PrefectClient, in_process: InProcess) -> 
     with pytest.raises(ChildCrashed, match=r"'killed' crashed: .*status code: -9"):
         await in_process(code)
     assert await states(client, in_process) == {"killed": "Crashed"}
+
+
+async def test_a_child_that_was_silent_goes_on(
+    client: PrefectClient, in_process: InProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its process only hung, longer than the automation of prefect.yaml waits for heartbeats."""
+    go = tmp_path / "go"
+
+    async def code() -> None:
+        run = await child(step).submit("silent", "hold", str(go))
+        await running(client, run)
+        await client.set_flow_run_state(run.id, Crashed(message="No heartbeat for 180 s"))
+        with pytest.raises(ChildCrashed, match="No heartbeat"):
+            await run.result()
+        go.touch()
+        await logged(caplog, "silent was told as crashed, went on, and is Completed")
+
+    await in_process(code)
+    assert in_process.run is not None
+    _, table = await page_of(client, in_process.run)
+    assert "| Completed |" in table
 
 
 async def test_child_exceeds_its_own_timeout(client: PrefectClient, in_process: InProcess) -> None:

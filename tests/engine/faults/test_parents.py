@@ -178,8 +178,9 @@ async def test_retry_of_a_cancelled_parent(client: PrefectClient, tmp_path: Path
 async def test_parents_worker_is_killed_or_stopped(tmp_path: Path) -> None:
     """As if its machine went down: only the server can notice, and another worker clean up."""
     steps = [{"name": "a", "do": "hold"}, {"name": "b", "deployment": "nobody"}]
+    own = {"PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "30"}
     with (
-        temporary_server(tmp_path) as server,
+        temporary_server(tmp_path, own=own) as server,
         server.used(),
     ):
         async with get_client() as client:

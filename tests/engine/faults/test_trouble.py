@@ -68,6 +68,36 @@ async def test_a_timeout_counts_from_the_call(proxy: FaultyProxy, in_process: In
         )
 
 
+@pytest.mark.parametrize("how", ["option", "asyncio", "result"])
+async def test_a_time_limit_holds_while_the_server_hangs(
+    proxy: FaultyProxy, in_process: InProcess, how: str
+) -> None:
+    """What was started is cancelled behind the caller, once the server answers."""
+
+    async def code() -> None:
+        run = await child(step, deployment="nobody").submit("started")
+        calls = {
+            "option": child(step, deployment="nobody", timeout=2).submit("late"),
+            "asyncio": asyncio.wait_for(child(step, deployment="nobody")("late"), 2),
+            "result": asyncio.wait_for(run.result(), 2),
+        }
+        proxy.hangs = True
+        call = asyncio.ensure_future(calls.pop(how))
+        done, _ = await asyncio.wait([call], timeout=30)
+        proxy.hangs = False
+        for other in calls.values():
+            other.close()
+        assert done, "it waits for the server"
+        with pytest.raises(TimeoutError):
+            await call
+
+    await in_process(code)
+    async with get_client() as client:
+        assert in_process.run is not None
+        runs = await children_of(client, in_process.run)
+        assert {run.state_name for run in runs} == {"Cancelled"}
+
+
 @pytest.mark.parametrize("code_of_close", [1000, 1011], ids=["cleanly", "with an error"])
 async def test_websocket_is_dropped(
     proxy: FaultyProxy, in_process: InProcess, tmp_path: Path, code_of_close: int
