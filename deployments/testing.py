@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -96,12 +97,13 @@ class Stubs:
         self.runs(child, fail)
 
     def runs(self, child: Flow[..., Any] | str, function: Callable[..., Any]) -> None:
-        """Let a child run a function, which gets its parameters by name."""
+        """Let a child run a function, async or not, which gets its parameters by name."""
         name = child if isinstance(child, str) else child.name
 
         async def stand_in(**parameters: Any) -> Any:
             self.calls.append((name, parameters))
-            return function(**parameters)
+            value = function(**parameters)
+            return await value if inspect.isawaitable(value) else value
 
         options: Any = {"name": name, "persist_result": True, "result_serializer": "json"}
         stand_ins[name] = flow(**options)(stand_in)

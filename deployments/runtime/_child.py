@@ -8,8 +8,8 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
+from uuid import UUID
 
-from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
 from typing_extensions import TypeForm
 
@@ -113,8 +113,8 @@ def child(
     Raises:
         TypeError: The target is neither a flow nor a name; `returns` with a flow, or `deployment`
             with a name; or an option is of another type.
-        ValueError: The name is not `flow-name/deployment-name`, the timeout not positive, or the
-            job variables can't be passed as JSON.
+        ValueError: The name is not `flow-name/deployment-name`, the timeout not positive, or an
+            option can't be passed as JSON: half of a surrogate pair, for one.
     """
     if not isinstance(target, Flow | str):
         raise TypeError(_no_flow(target))
@@ -128,12 +128,12 @@ def child(
     if leave_running:
         tags = [*tags, LEAVE_RUNNING]
     options: dict[str, Any] = {
-        "tags": tuple(tags),
+        "tags": tuple(to_json_option(f"{where}: tags", [*tags])),
         "job_variables": job_variables and to_json_option(f"{where}: job_variables", job_variables),
         "key": key,
     }
     if name is not None:
-        options["name"] = name
+        options["name"] = to_json_option(f"{where}: name", name)
     if isinstance(target, str):
         if deployment is not None:
             raise TypeError(f"child({target!r}): the deployment is already in the name")
@@ -197,14 +197,29 @@ class Child(Generic[P, R]):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: float | None
     ) -> ChildRun[R]:
         parent = ParentRun.current()
-        inputs, parameters, run_name = self._prepare(args, kwargs)
+        prepared = self._prepare(args, kwargs)
+        here = asyncio.get_running_loop()  # its clock, for the deadline, is that of every loop
+        starting = self._start(parent, *prepared, deadline, here)
+        return await parent.loop.run(starting, ChildRun._abandon)
+
+    async def _start(
+        self,
+        parent: ParentRun,
+        inputs: dict[str, Any],
+        parameters: dict[str, Any],
+        run_name: str | None,
+        deadline: float | None,
+        callers: asyncio.AbstractEventLoop,
+    ) -> ChildRun[R]:
         name = f"{self._flow_name}/{self._deployment_name or await parent.deployment_name()}"
         options: dict[str, Any] = {"name": run_name} | self._options
         call = Call(deployment=name, parameters=parameters, inputs=inputs, **options)
         key = parent.keys.claim(call)  # before any await: identical calls are told apart by order
         again = None
         if stand_in := stand_ins.get(self._flow_name):
-            flow_run = await self._run_stand_in(parent, stand_in, parameters, call.name)
+            running = self._run_stand_in(stand_in, parameters, call.name)
+            run_id = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(running, callers))
+            flow_run = await parent.client.read_flow_run(run_id)
         else:
             flow_run = await parent.submitter.submit(call, key)
             if flow_run.state and flow_run.state.is_completed():  # by an earlier attempt
@@ -213,6 +228,7 @@ class Child(Generic[P, R]):
             name,
             flow_run,
             self._returns,
+            parent.loop,
             parent.watcher,
             parent.canceller,
             self._timeout,
@@ -234,21 +250,22 @@ class Child(Generic[P, R]):
         name, named = None, self._flow.flow_run_name
         if isinstance(named, str):
             name = named.format(**with_defaults(self._flow, arguments))
+            to_json_option(f"{self._flow.name}: flow_run_name", name)
         return inputs, to_json(self._flow, inputs, arguments), name
 
     async def _run_stand_in(
         self,
-        parent: ParentRun,
         stand_in: Flow[..., Coroutine[Any, Any, Any]],
         parameters: dict[str, Any],
         run_name: str | None,
-    ) -> FlowRun:
+    ) -> UUID:
         if self._flow is not None:  # as the child would get them
             parameters = validate(self._flow, parameters)
         if run_name is not None:
             stand_in = stand_in.with_options(flow_run_name=lambda: run_name)
         state = await stand_in(**parameters, return_state=True)
-        return await parent.client.read_flow_run(state.state_details.flow_run_id)
+        run_id: UUID = state.state_details.flow_run_id
+        return run_id
 
 
 def _no_flow(target: Any) -> str:

@@ -16,7 +16,7 @@ from prefect.states import Failed, Pending, Scheduled, to_state_create
 
 from deployments.runtime._call import Call
 from deployments.runtime._deployed import read_deployment
-from deployments.runtime._errors import ChildError
+from deployments.runtime._errors import ChildError, ChildNotDeployed
 from deployments.runtime._lineage import find_inputs
 from deployments.runtime._patience import Server
 
@@ -76,9 +76,7 @@ class Creator:
             ChildNotDeployed: The deployment does not exist.
             ChildError: The server did not answer in time.
         """
-        if name not in self._deployments:
-            self._deployments[name] = await read_deployment(self._server, name)
-        deployment = self._deployments[name]
+        deployment = await self._find(name)
         prepared: list[Request] = []
         for request in requests:
             try:
@@ -91,11 +89,16 @@ class Creator:
         created = await self._create_in_bulk(deployment.id, prepared) if together else {}
         for request in prepared:
             try:
-                run = created.get(request.key) or await self._create_alone(deployment.id, request)
+                run = created.get(request.key) or await self._create_alone(request)
             except ChildError as error:
                 request.created.set_exception(error)
             else:
                 request.created.set_result(run)
+
+    async def _find(self, name: str) -> DeploymentResponse:
+        if name not in self._deployments:
+            self._deployments[name] = await read_deployment(self._server, name)
+        return self._deployments[name]
 
     async def _prepare(self, deployment: DeploymentResponse, request: Request) -> None:
         """Create the task run that ties a run to its parent."""
@@ -144,22 +147,30 @@ class Creator:
             await asyncio.sleep(pause)
         return {}
 
-    async def _create_alone(self, deployment_id: UUID, request: Request) -> FlowRun:
+    async def _create_alone(self, request: Request) -> FlowRun:
+        name = request.call.deployment
+        known = name in self._deployments
         try:
+            deployment = await self._find(name)
             return await self._server.ask(
                 lambda client: client.create_flow_run_from_deployment(
-                    deployment_id, state=Scheduled(), **request.fields
+                    deployment.id, state=Scheduled(), **request.fields
                 )
             )
         except PrefectHTTPStatusError as error:
-            refusal = _refused(request.call.deployment, error)
-            failed: State[Any] = Failed(message=str(refusal))
-            await self._server.ask(
-                lambda client: client.set_task_run_state(
-                    UUID(request.fields["parent_task_run_id"]), failed, force=True
-                )
+            if known and error.response.status_code == 404:  # deleted, and perhaps made anew
+                del self._deployments[name]
+                return await self._create_alone(request)
+            refusal = _refused(name, error)
+        except ChildNotDeployed as error:
+            refusal = error
+        failed: State[Any] = Failed(message=str(refusal))
+        await self._server.ask(
+            lambda client: client.set_task_run_state(
+                UUID(request.fields["parent_task_run_id"]), failed, force=True
             )
-            raise refusal from error
+        )
+        raise refusal
 
 
 def _refused(name: str, error: PrefectHTTPStatusError) -> ChildError:

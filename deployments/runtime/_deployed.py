@@ -29,5 +29,5 @@ async def _explain_missing(server: Server, name: str) -> str:
     return (
         f"{name} is not deployed on {server.client.api_url}"
         + (f" (there is {there})" if there else "")
-        + ": declare it in prefect.yaml and run `prefect deploy`"
+        + ": declare it in prefect.yaml and run `make deploy`"
     )

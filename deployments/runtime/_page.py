@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.logging.loggers import LoggingAdapter
 
 from deployments.runtime._patience import Server, read_pages
-from deployments.runtime._summary import LABEL, Row, percentage, sum_up, tabulate
+from deployments.runtime._summary import LABEL, Row, escape, percentage, sum_up, tabulate
 
 # What one request has to wait for the next: waiting costs 0.1 requests a second at most.
 REQUEST_SECONDS = 10.0
@@ -112,7 +112,7 @@ class Page:
         dated = table
         if progress < 100:
             dated += f"\n\nAs of {datetime.now(UTC):%Y-%m-%d %H:%M:%S}. Times are in UTC."
-        await self._publish(client, "markdown", table, dated, summary)
+        await self._publish(client, "markdown", table, dated, escape(summary))
         self._unsure = False
         if self._flow_run.parent_task_run_id:
             await self._label(client, summary)

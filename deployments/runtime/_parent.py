@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, Self, TypeVar, overload
 
 import anyio
 from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import Pause
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 
 from deployments.runtime._call import Keys
 from deployments.runtime._cancel import Canceller
+from deployments.runtime._errors import ChildError
+from deployments.runtime._loop import Loop
 from deployments.runtime._orphans import (
     cancel_children,
     cancel_children_hook,
@@ -42,53 +45,77 @@ _current: ContextVar[ParentRun | None] = ContextVar("parent_run", default=None)
 class ParentRun:
     """One attempt of a parent's run, and what its children share.
 
+    It lives on the children's loop, where all is to be awaited but `end`.
+
     Args:
+        loop: The children's loop.
+        clients: Ends the clients.
         client: The client to wait for the children with, and to end them.
         server: The server for all else.
         flow_run: The parent's run.
+        deadline: When the parent is cancelled by its own `timeout_seconds`, in anyio's time.
         page: Publish what is known of the children.
     """
 
     def __init__(
-        self, client: PrefectClient, server: Server, flow_run: FlowRun, *, page: bool
+        self,
+        loop: Loop,
+        clients: contextlib.AsyncExitStack,
+        client: PrefectClient,
+        server: Server,
+        flow_run: FlowRun,
+        deadline: float,
+        page: bool,
     ) -> None:
+        self.loop = loop
         self.client = client
         self.flow_run = flow_run
         self.logger = flow_run_logger(flow_run)
         self.keys = Keys(flow_run.id)
-        # Of the flow's `timeout_seconds`: Prefect cancels by a scope of anyio (`timeout_async`).
-        deadline = anyio.current_effective_deadline()
         self.canceller = Canceller(server, deadline)
         self._page = Page(server, flow_run, self.logger)
         tell = self._page.add if page else lambda run, again: None
         self.submitter = Submitter(server, flow_run.id, self.logger, self.canceller, tell)
         self.watcher = Watcher(client, self.logger, server.give_up_after)
+        self._clients = clients
         self._server = server
-        self._loop = asyncio.get_running_loop()
-        self._deployment_name: str | None = None
+        self._deployment_name: asyncio.Future[str] | None = None
+
+    @classmethod
+    async def begin(
+        cls, loop: Loop, flow_run: FlowRun, deadline: float, give_up_after: float, page: bool
+    ) -> Self:
+        """Return that of a flow run, with its clients."""
+        clients = contextlib.AsyncExitStack()
+        client = await clients.enter_async_context(get_client())
+        server = Server(await clients.enter_async_context(get_eager_client()), give_up_after)
+        return cls(loop, clients, client, server, flow_run, deadline, page)
 
     @staticmethod
     def current() -> ParentRun:
         """Return the parent run that the caller is in.
 
         Raises:
-            RuntimeError: There is none, or it runs in another thread.
+            RuntimeError: There is none, or the caller is a task that can't await.
         """
-        parent = _current.get()
-        if parent is None:
-            raise RuntimeError("a child can only be called inside a flow made by @parent_flow")
-        if parent._loop is not asyncio.get_running_loop():
+        parent, context = _current.get(), TaskRunContext.get()
+        if parent is None or (context is not None and not context.task.isasync):
             raise RuntimeError(
-                "a child can only be called from its parent's own event loop, not from a task "
-                "or flow that runs in another thread"
+                "a child can only be called inside a flow made by @parent_flow, or in a task of "
+                "it that is an `async def`, and awaits the child"
             )
         return parent
 
     async def deployment_name(self) -> str:
         """Return the name of the deployment that this parent runs as, or runs inside of."""
         if self._deployment_name is None:
-            self._deployment_name = await self._server.ask(self._read_deployment_name)
-        return self._deployment_name
+            reading = self._server.ask(self._read_deployment_name)
+            self._deployment_name = asyncio.ensure_future(reading)
+        try:
+            return await asyncio.shield(self._deployment_name)
+        except ChildError:
+            self._deployment_name = None
+            raise
 
     async def _read_deployment_name(self, client: PrefectClient) -> str:
         run = self.flow_run
@@ -105,16 +132,20 @@ class ParentRun:
         """Cancel the children that are still alive, unless this run will go on with them."""
         # Shielded: Prefect's timeout of a flow (anyio's) cancels again at every await.
         with anyio.CancelScope(shield=True):
-            try:
-                self.submitter.close()
-                await self.watcher.close()
-                await self.canceller.finish()
-                if not await self._goes_on(error):
-                    await self._cancel_children(error)
-            except Exception as problem:  # noqa: BLE001 - why the parent ended matters more
-                self.logger.warning("The parent has ended, its children may run on: %r", problem)
-            finally:
-                await self._page.finish()
+            await self.loop.run(self._end(error))
+
+    async def _end(self, error: BaseException | None) -> None:
+        try:
+            self.submitter.close()
+            await self.watcher.close()
+            await self.canceller.finish()
+            if not await self._goes_on(error):
+                await self._cancel_children(error)
+        except Exception as problem:  # noqa: BLE001 - why the parent ended matters more
+            self.logger.warning("The parent has ended, its children may run on: %r", problem)
+        finally:
+            await self._page.finish()
+            await self._clients.aclose()
 
     async def _cancel_children(self, error: BaseException | None) -> None:
         runs = await cancel_children(self.client, self.flow_run.id)
@@ -169,17 +200,32 @@ def parent_flow(
         return functools.partial(parent_flow, give_up_after=give_up_after, page=page, **options)
     if not asyncio.iscoroutinefunction(fn):
         raise TypeError(f"{fn.__qualname__} must be an `async def` to await its children")
-    for when in ("on_crashed", "on_cancellation"):
-        options[when] = [*(options.get(when) or ()), cancel_children_hook]
     parent: Flow[..., Any] = flow(fn, **options)
     # After the flow is made: its version, name and parameters come from the function itself.
     parent.fn = _with_children(fn, give_up_after, page)
-    return parent
+    return _make_parent(parent)
+
+
+class ParentFlow(Flow[P, R]):
+    """A flow whose children are cancelled when it crashes or is cancelled."""
+
+    def with_options(self, **options: Any) -> ParentFlow[P, R]:
+        """Do what `Flow.with_options` does, for a parent."""
+        return _make_parent(super().with_options(**options))
+
+
+def _make_parent(flow: Flow[P, R]) -> ParentFlow[P, R]:
+    flow.__class__ = ParentFlow  # `Flow.with_options` makes a `Flow`, with the hooks it is given
+    assert isinstance(flow, ParentFlow)  # noqa: S101 - for type checkers
+    for hooks in ("on_crashed_hooks", "on_cancellation_hooks"):
+        others = [hook for hook in getattr(flow, hooks) if hook is not cancel_children_hook]
+        setattr(flow, hooks, [*others, cancel_children_hook])
+    return flow
 
 
 def is_parent(flow: Flow[..., Any]) -> bool:
     """Tell whether a flow was made by `parent_flow`."""
-    return cancel_children_hook in flow.on_crashed_hooks
+    return isinstance(flow, ParentFlow)
 
 
 def _with_children(
@@ -190,9 +236,12 @@ def _with_children(
         context = FlowRunContext.get()
         if context is None or context.flow_run is None:
             raise RuntimeError(f"call {fn.__qualname__} as a flow, not its function")
-        async with get_client() as client, get_eager_client() as eager_client:
-            server = Server(eager_client, give_up_after)
-            parent = ParentRun(client, server, context.flow_run, page=page)
+        # Of the flow's `timeout_seconds`: Prefect cancels by a scope of anyio (`timeout_async`).
+        deadline = anyio.current_effective_deadline()
+        flow_run = context.flow_run
+        with contextlib.closing(Loop()) as loop:
+            beginning = ParentRun.begin(loop, flow_run, deadline, give_up_after, page)
+            parent = await loop.run(beginning)
             token = _current.set(parent)
             try:
                 result = await fn(*args, **kwargs)

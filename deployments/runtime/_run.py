@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import FlowRun
 from deployments.runtime._cancel import Canceller
 from deployments.runtime._errors import ChildResultUnavailable, ChildTimedOut
 from deployments.runtime._info import RunInfo
+from deployments.runtime._loop import Loop
 from deployments.runtime._results import read_result
 from deployments.runtime._returns import Returns
 from deployments.runtime._watch import Watcher
@@ -31,6 +32,7 @@ class ChildRun(Generic[R]):
     deployment: str
     _flow_run: FlowRun
     _returns: Returns[R]
+    _loop: Loop
     _watcher: Watcher
     _canceller: Canceller
     _timeout: float | None
@@ -57,6 +59,9 @@ class ChildRun(Generic[R]):
         Raises:
             ChildError: There is no result; the subclass says why.
         """
+        return await self._loop.run(self._wait())
+
+    async def _wait(self) -> R:
         try:
             async with asyncio.timeout_at(self._deadline):
                 final = await asyncio.shield(self._final)
@@ -78,7 +83,7 @@ class ChildRun(Generic[R]):
             # A run of an earlier attempt. Only now it is known that its result is needed.
             self._follow(await self._again(error))
             self._again = None
-            return await self.result()
+            return await self._wait()
 
     def _abandon(self) -> None:
         if not self._final.done():
@@ -87,4 +92,4 @@ class ChildRun(Generic[R]):
     async def cancel(self) -> None:
         """Ask for the run's cancellation; a run that has ended stays as it is."""
         if not self._final.done():
-            await self._canceller.cancel(self.id)
+            await self._loop.run(self._canceller.cancel(self.id))

@@ -54,7 +54,6 @@ class Submitter:
         self._earlier = EarlierRuns(server, parent_id)
         self._creator = Creator(server, parent_id)
         self._waiting: list[Request] = []
-        self._batch: list[Request] = []
         self._more = asyncio.Event()
         self._sender: asyncio.Future[None] | None = None
         self._closed = False
@@ -119,7 +118,6 @@ class Submitter:
         self._more.set()
         if self._sender is None:
             self._sender = self._canceller.keep(self._send())
-            self._sender.add_done_callback(self._stop)
         try:
             return await asyncio.shield(request.created)
         except asyncio.CancelledError:
@@ -142,25 +140,15 @@ class Submitter:
                 self._more.clear()
                 while self._waiting:
                     name = self._waiting[0].call.deployment
-                    same = [one for one in self._waiting if one.call.deployment == name]
-                    self._batch = same[:BATCH]
-                    for request in self._batch:
+                    batch = [one for one in self._waiting if one.call.deployment == name][:BATCH]
+                    for request in batch:
                         self._waiting.remove(request)
                     try:
-                        await self._creator.create(name, self._unless_closed(self._batch))
+                        await self._creator.create(name, self._unless_closed(batch))
                     except Exception as error:  # noqa: BLE001 - it is the callers' to handle
-                        for request in self._batch:
+                        for request in batch:
                             if not request.created.done():
                                 request.created.set_exception(error)
-
-    def _stop(self, sender: asyncio.Future[None]) -> None:
-        """Tell the callers that nothing more is created.
-
-        SIGTERM cancels the sender with all tasks (`asyncio.Runner.close`), and not their futures.
-        """
-        self.close()
-        for request in self._batch:
-            request.created.cancel()
 
     def _unless_closed(self, batch: list[Request]) -> Iterator[Request]:
         for request in batch:

@@ -33,8 +33,8 @@ ORDER = [
     StateType.SCHEDULED,
 ]
 
-# What is syntax within a line; `_` is not, inside of a word.
-SYNTAX = re.compile(r"[\\`*\[\]|~]|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|\b_|_\b")
+# What can be syntax within a line.
+SYNTAX = re.compile(r"[\\`*_\[\]|~<&]")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def tabulate(rows: Collection[Row]) -> str:
 
     It is the same as long as no child has changed: what runs is told since when, not how long.
     """
-    lines = [f"**{_escape(sum_up(rows))}**", ""]
+    lines = [f"**{escape(sum_up(rows))}**", ""]
     if again := Counter(row.again for row in rows if row.again):
         told = ", ".join(f"{number} {how}" for how, number in again.items())
         lines += [f"Of an earlier attempt: {told}.", ""]
@@ -109,7 +109,7 @@ def tabulate(rows: Collection[Row]) -> str:
     ordered = sorted(rows, key=_order)
     lines += [_line(row) for row in ordered[:SHOWN]]
     if left := ordered[SHOWN:]:
-        lines += ["", f"And {len(left)} more: {_escape(_count(left))}."]
+        lines += ["", f"And {len(left)} more: {escape(_count(left))}."]
     return "\n".join(lines)
 
 
@@ -132,17 +132,17 @@ def _order(row: Row) -> tuple[int, float, float, str]:
 
 
 def _line(row: Row) -> str:
-    name = _escape(row.name)
-    state = _escape(row.state)
+    name = escape(row.name)
+    state = escape(row.state)
     if row.again:
         state += f", {row.again}"
     if row.children:
-        state += f" ({_escape(row.children)})"
+        state += f" ({escape(row.children)})"
     failed = row.ended and row.type != StateType.COMPLETED
     message = row.message.removeprefix(PREFIX) if failed else ""
     if len(message) > MESSAGE_LENGTH:
         message = f"{message[:MESSAGE_LENGTH]} …"
-    cells = [f"[{name}]({row.url})" if row.url else name, state, *_times(row), _escape(message)]
+    cells = [f"[{name}]({row.url})" if row.url else name, state, *_times(row), escape(message)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -173,7 +173,7 @@ def _since(moment: datetime) -> str:
     return f"since {moment:%m-%d %H:%M}"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Return a text as it stands in Markdown, in one line: no part of it is syntax."""
     # Not as entities: Prefect's first UI shows these as they are written.
     return SYNTAX.sub(r"\\\g<0>", " ".join(text.split()))

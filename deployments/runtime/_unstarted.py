@@ -1,7 +1,9 @@
 """Why children do not get on: never wait in silence."""
 
+import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -21,23 +23,40 @@ from prefect.client.schemas.objects import FlowRun, StateType, Worker
 
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 
+# What waits for less is not worth a word.
+WAIT_SECONDS = 5.0
+# A worker that was stopped stays ONLINE until it missed some heartbeats: we take one, and a half,
+# since it sends them with jitter. The interval is Prefect's own where a worker does not tell it.
+MISSED = 1.5
+HEARTBEAT_SECONDS = 30
+
 
 async def explain_unstarted(client: PrefectClient, runs: Iterable[FlowRun]) -> AsyncIterator[str]:
     """Yield one line for each reason why runs wait, with what to do.
 
-    Those that run are not told of.
+    Those that run, or only just came, are not told of.
     """
     by_queue: dict[tuple[str, UUID], list[FlowRun]] = defaultdict(list)
     by_pool: dict[str, list[FlowRun]] = defaultdict(list)
     by_state: dict[StateType | None, list[FlowRun]] = defaultdict(list)
+    unserved: list[FlowRun] = []
     for run in runs:
+        if _waited(run) < WAIT_SECONDS:
+            continue
         by_state[run.state_type].append(run)
         if run.state_type == StateType.SCHEDULED and run.work_pool_name and run.work_queue_id:
             by_queue[run.work_pool_name, run.work_queue_id].append(run)
+        elif run.state_type == StateType.SCHEDULED and run.deployment_id:
+            unserved.append(run)
         elif run.state_type == StateType.PENDING:
             by_pool[run.work_pool_name or "?"].append(run)
     for (pool_name, queue_id), waiting in by_queue.items():
         yield f"{_unstarted(waiting)}: {await _reason(client, pool_name, queue_id, waiting)}"
+    if unserved:
+        yield (
+            f"{_unstarted(unserved)}: no work pool is on the deployment, and nobody serves it: "
+            "declare its `work_pool` in prefect.yaml, and `make deploy`"
+        )
     for pool_name, pending in by_pool.items():
         if await online_workers(client, pool_name):
             yield f"{_unstarted(pending)}: being started by a worker"
@@ -64,7 +83,8 @@ async def _reason(
             f"work queue {queue.name} of pool {pool_name} is paused: "
             f"`prefect work-queue resume {queue.name} --pool {pool_name}`"
         )
-    if not await online_workers(client, pool_name):
+    workers = await online_workers(client, pool_name)
+    if not workers:
         return _no_worker(pool_name)
     in_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool_name]))
     in_queue = WorkQueueFilter(id=WorkQueueFilterId(any_=[queue_id]))
@@ -74,7 +94,8 @@ async def _reason(
         return f"work queue {queue.name} runs {queue.concurrency_limit} at once, its limit"
     if any(run.state_name == "AwaitingConcurrencySlot" for run in waiting):
         return "the concurrency limit of the deployment is reached"
-    return "a worker is online, and has not taken it yet"
+    heard = min(_silence(worker) for worker in workers)
+    return f"a worker is online, last heard of {heard:.0f} s ago, and has not taken it yet"
 
 
 def _no_worker(pool_name: str) -> str:
@@ -84,9 +105,18 @@ def _no_worker(pool_name: str) -> str:
 
 
 async def online_workers(client: PrefectClient, pool_name: str) -> list[Worker]:
-    """Return the workers of the pool that are online."""
+    """Return the workers of the pool that are online, and not silent for too long."""
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
-    return await client.read_workers_for_work_pool(pool_name, online)
+    return [
+        worker
+        for worker in await client.read_workers_for_work_pool(pool_name, online)
+        if _silence(worker) < MISSED * (worker.heartbeat_interval_seconds or HEARTBEAT_SECONDS)
+    ]
+
+
+def _silence(worker: Worker) -> float:
+    """Return for how many seconds nothing was heard of a worker."""
+    return _since(worker.last_heartbeat_time) if worker.last_heartbeat_time else math.inf
 
 
 async def _is_full(client: PrefectClient, limit: int | None, **where: Any) -> bool:
@@ -103,5 +133,17 @@ def _names(runs: list[FlowRun]) -> str:
 
 
 def _unstarted(runs: list[FlowRun]) -> str:
-    seconds = max(run.estimated_start_time_delta.total_seconds() for run in runs)
-    return f"{_names(runs)} not started for {seconds:.0f} s"
+    return f"{_names(runs)} not started for {max(map(_waited, runs)):.0f} s"
+
+
+def _waited(run: FlowRun) -> float:
+    """Return for how many seconds a run has been waiting where it is now."""
+    assert run.state is not None  # noqa: S101 - one that waits has a state
+    if run.state_type == StateType.SCHEDULED and run.start_time is None:
+        # Not since its state: Late and AwaitingConcurrencySlot are told again and again.
+        return run.estimated_start_time_delta.total_seconds()
+    return _since(run.state.timestamp)
+
+
+def _since(moment: datetime) -> float:
+    return max((datetime.now(UTC) - moment).total_seconds(), 0)

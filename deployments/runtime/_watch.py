@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -20,11 +22,16 @@ from deployments.runtime._orphans import settle
 from deployments.runtime._patience import read_pages, unreachable
 from deployments.runtime._unstarted import explain_unstarted
 
-CANCELLING = StateType.CANCELLING
+# Those that have ended, or soon will.
+ENDED = FlowRunFilterState(
+    type=FlowRunFilterStateType(any_=[*TERMINAL_STATES, StateType.CANCELLING])
+)
 # Of a run that was called crashed: what only its own process can say.
 WENT_ON = (StateType.COMPLETED.value, StateType.FAILED.value)
 # A missed event costs this much delay, and idle waiting costs one request in this time.
 READ_SECONDS = 5.0
+# So often it is a read of all that wait, whatever their state: one that is not there was deleted.
+READS = 4
 # The events of a burst share one request.
 BURST_SECONDS = 0.05
 # When the parent first says why children have not started, and how rarely it says so later.
@@ -70,19 +77,14 @@ class Watcher:
             if not self._tasks and not final.done():
                 loops = (self._listen(), self._read(), self._explain())
                 self._tasks = [asyncio.create_task(loop) for loop in loops]
-                self._tasks[0].add_done_callback(self._stop)
         return self._finals[run.id]
 
     async def close(self) -> None:
         """Stop watching: who still waits is cancelled."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._stop()
-
-    def _stop(self, loop: asyncio.Task[None] | None = None) -> None:
-        # SIGTERM cancels the loops, too (`asyncio.Runner.close`), and not what others wait for.
-        self._closed = True
         for final in self._finals.values():
             final.cancel()
 
@@ -113,6 +115,7 @@ class Watcher:
     async def _read(self) -> None:
         answered = time.monotonic()
         read_all_at = answered + READ_SECONDS
+        reads = itertools.count(1)
         while True:
             # Not `wait_for`: in Python 3.11 it can swallow the cancellation by `close`.
             with contextlib.suppress(TimeoutError):
@@ -121,15 +124,17 @@ class Watcher:
                     await asyncio.sleep(BURST_SECONDS)
             self._wake.clear()
             run_ids = self._waiting()
+            state: FlowRunFilterState | None = ENDED
             if time.monotonic() < read_all_at:
                 ended = set(self._ended)
                 run_ids = [run_id for run_id in run_ids if run_id in ended]
             else:
                 read_all_at = time.monotonic() + READ_SECONDS
+                state = ENDED if next(reads) % READS else None
             patience = self._give_up_after - (time.monotonic() - answered)
             try:
                 async with asyncio.timeout(max(patience, 1)):  # the client retries by itself
-                    await self._read_ended(run_ids)
+                    await self._read_ended(run_ids, state)
             except Exception as error:  # noqa: BLE001 - the server may come back
                 silence = time.monotonic() - answered
                 self._logger.warning(
@@ -140,15 +145,18 @@ class Watcher:
             else:
                 answered = time.monotonic()
 
-    async def _read_ended(self, run_ids: list[UUID]) -> None:
-        ended = FlowRunFilterState(type=FlowRunFilterStateType(any_=[*TERMINAL_STATES, CANCELLING]))
-        # One request for many that wait: it returns those that have ended, or soon will.
-        async for runs in read_pages(self._client, run_ids, ended):
+    async def _read_ended(self, run_ids: list[UUID], state: FlowRunFilterState | None) -> None:
+        gone = set(run_ids)
+        # One request for many that wait.
+        async for runs in read_pages(self._client, run_ids, state):
             for run in runs:
+                gone.discard(run.id)
                 if run.state and run.state.is_final() and not self._finals[run.id].done():
                     self._finals[run.id].set_result(run.state)
             with contextlib.suppress(Exception):  # in the end the server does it
                 await settle(self._client, runs)
+        if state is None:
+            self._fail(gone, "the child's run was deleted")
 
     async def _explain(self) -> None:
         """Say why children have not started, after a while and then ever more rarely."""
@@ -157,24 +165,17 @@ class Watcher:
             await asyncio.sleep(pause)
             pause = min(3 * pause, EXPLAIN_MAX_SECONDS)
             try:
-                runs = await self._read_waiting()
+                pages = read_pages(self._client, self._waiting())
+                runs = [run async for page in pages for run in page]
                 async for line in explain_unstarted(self._client, runs):
                     self._logger.warning(line)
             except Exception as error:  # noqa: BLE001 - only a service to the reader
                 self._logger.debug("Could not tell why children have not started: %r", error)
 
-    async def _read_waiting(self) -> list[FlowRun]:
-        waiting = self._waiting()
-        runs = [run async for page in read_pages(self._client, waiting) for run in page]
-        there = {run.id for run in runs}
-        gone = [run_id for run_id in waiting if run_id not in there]
-        self._fail(gone, "the child's run was deleted")
-        return runs
-
     def _waiting(self) -> list[UUID]:
         return [run_id for run_id, final in self._finals.items() if not final.done()]
 
-    def _fail(self, run_ids: list[UUID], message: str) -> None:
+    def _fail(self, run_ids: Iterable[UUID], message: str) -> None:
         for run_id in run_ids:
             if not self._finals[run_id].done():
                 self._finals[run_id].set_exception(ChildError(f"flow run {run_id}: {message}"))

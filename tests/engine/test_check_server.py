@@ -193,7 +193,7 @@ async def test_each_worker_has_a_run_whose_result_is_read(
 async def test_a_run_that_no_worker_takes_is_told_and_cancelled(
     prefect_server: TemporaryServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_probe, "TAKE_SECONDS", 1)
+    monkeypatch.setattr(_probe, "TAKE_SECONDS", 6)
     manifest = declare(tmp_path, "paused")
     await deploy_manifest(manifest, prefect_server.env)
     async with get_client() as client:

@@ -5,12 +5,13 @@ import datetime as dt
 import inspect
 import pickle
 from typing import Annotated, Any, assert_type
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
-from prefect import flow, get_client
+from prefect import flow, get_client, task
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.serializers import JSONSerializer
 from pydantic import BaseModel, Field, ValidationError
 
@@ -24,6 +25,7 @@ from deployments import (
     child,
     parent_flow,
 )
+from deployments.runtime import is_parent
 from deployments.testing import Stubs
 from tests.engine.words import Size, Sizes, add_up, measure, measure_all
 
@@ -196,7 +198,7 @@ async def test_a_child_that_is_not_deployed_says_what_to_do(deployed: object) ->
             return await child(pack)("box")
         return await child(measure, deployment=deployment)("a", 1)
 
-    with pytest.raises(ChildNotDeployed, match=r"pack/local is not deployed .*prefect deploy"):
+    with pytest.raises(ChildNotDeployed, match=r"pack/local is not deployed .*make deploy"):
         await parent()
     with pytest.raises(ChildNotDeployed, match=r"\(there is measure/local\)"):
         await parent("moon")
@@ -265,6 +267,12 @@ def test_errors_can_be_taken_to_another_process(kind: type[ChildError]) -> None:
         (lambda: child(pack, tags="gpu"), TypeError, r"child\(pack\): .*: \['gpu'\]"),
         (lambda: child("a/b", job_variables=[]), TypeError, r"child\(a/b\): .* a dict, not \[\]"),  # type: ignore[call-overload]
         (
+            lambda: child(pack, name="\ud800"),
+            ValueError,
+            r"child\(pack\): name can't be .*surrogate",
+        ),
+        (lambda: child("a/b", tags=["x", "\0"]), ValueError, r"child\(a/b\): tags can't .* NUL"),
+        (
             lambda: child(pack, job_variables={"env": {"A": object()}}),
             ValueError,
             r"child\(pack\): job_variables can't be passed as JSON: .*object",
@@ -288,6 +296,103 @@ async def test_a_child_needs_a_parent_flow() -> None:
         await child(pack)("box")
 
 
+@flow(flow_run_name="\0 {thing}")
+def misnamed(thing: str) -> None:
+    raise NotImplementedError(thing)
+
+
+async def test_a_run_name_that_no_server_stores_is_refused(prefect_server: object) -> None:
+    @parent_flow
+    async def parent() -> None:
+        await child(misnamed)("box")
+
+    with pytest.raises(ValueError, match=r"misnamed: flow_run_name can't be passed .* NUL"):
+        await parent()
+
+
+async def test_children_share_what_they_ask_of_their_parent(
+    prefect_server: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A nested parent calls the deployments of the name of the one above: it is read once."""
+    asked: list[UUID] = []
+    read = PrefectClient.read_task_run
+
+    async def count(self: PrefectClient, task_run_id: UUID) -> TaskRun:
+        asked.append(task_run_id)
+        return await read(self, task_run_id)
+
+    monkeypatch.setattr(PrefectClient, "read_task_run", count)
+
+    @parent_flow
+    async def parent() -> list[Any]:
+        calls = (child(pack)("box", number) for number in range(1, 61))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    @flow
+    async def above() -> list[Any]:
+        return await parent()
+
+    assert {type(outcome) for outcome in await above()} == {ChildNotDeployed}
+    assert len(asked) == 1
+
+
+@task
+async def pack_by_task(number: int) -> int:
+    return (await child(pack)("box", number)).width
+
+
+@task
+def pack_by_a_sync_task(number: int) -> Any:
+    return child(pack)("box", number)
+
+
+@task
+def pack_in_a_loop_of_its_own(number: int) -> Any:
+    return asyncio.run(child(pack)("box", number))
+
+
+async def test_tasks_call_children_in_their_own_threads(stubs: Stubs) -> None:
+    """Also where the parent's own loop stands still meanwhile."""
+
+    @parent_flow
+    async def parent() -> list[int]:
+        widths: list[Any] = pack_by_task.map([*range(1, 21)]).result()
+        return widths
+
+    stubs.runs(pack, lambda thing, count: {"width": count, "made": DAY})
+    assert await parent() == [*range(1, 21)]
+    assert len(stubs.calls) == 20
+
+
+@pytest.mark.parametrize("packing", [pack_by_a_sync_task, pack_in_a_loop_of_its_own])
+async def test_a_synchronous_task_is_told_to_await(stubs: Stubs, packing: Any) -> None:
+    @parent_flow
+    async def parent() -> Any:
+        return packing.submit(1).result()
+
+    stubs.returns(pack, {"width": 1, "made": DAY})
+    with pytest.raises(RuntimeError, match="in a task of it that is an `async def`, and awaits"):
+        await parent()
+    assert stubs.calls == []
+
+
+async def test_a_stub_may_be_async(stubs: Stubs) -> None:
+    packed = asyncio.Event()
+
+    async def wait(thing: str) -> dict[str, Any]:
+        packed.set()
+        await asyncio.sleep(0)
+        return {"width": len(thing), "made": DAY}
+
+    @parent_flow
+    async def parent() -> int:
+        box, _ = await asyncio.gather(child(pack)("box"), packed.wait())
+        return box.width
+
+    stubs.runs(pack, wait)
+    assert await parent() == 3
+
+
 def test_a_parent_must_be_async() -> None:
     with pytest.raises(TypeError, match="must be an `async def`"):
 
@@ -304,3 +409,30 @@ def test_a_parent_flow_is_a_flow_with_the_functions_own_face() -> None:
         return x
 
     assert (parent.name, parent.retries) == ("other", 2)
+
+
+def tell(flow: Any, flow_run: Any, state: Any) -> None:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("options", "hooks"),
+    [
+        ({}, []),
+        ({"name": "other", "retries": 2}, []),
+        ({"on_crashed": [tell], "on_cancellation": [tell]}, [tell]),
+    ],
+)
+def test_a_parent_with_other_options_is_a_parent(options: dict[str, Any], hooks: list[Any]) -> None:
+    """What cancels its children stands behind the hooks that are given, and once."""
+    given = {name: [*option] for name, option in options.items() if option == [tell]}
+    for parent in (
+        measure_all.with_options(**(options | given)),
+        measure_all.with_options(**(options | given)).with_options(name="again"),
+        parent_flow(**(options | given))(measure_all.fn),
+    ):
+        assert is_parent(parent)
+        for found in (parent.on_crashed_hooks, parent.on_cancellation_hooks):
+            assert found[:-1] == hooks
+            assert found[-1].__module__.startswith("deployments.")
+    assert all(option == [tell] for option in given.values())

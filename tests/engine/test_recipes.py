@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow, get_client, task
+from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -33,7 +33,6 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.states import Crashed, Failed
 
-from deployments import child, parent_flow
 from deployments.commands._manifest import ROOT
 from deployments.commands._processes import (
     TemporaryServer,
@@ -41,7 +40,6 @@ from deployments.commands._processes import (
     temporary_server,
     temporary_worker,
 )
-from deployments.testing import Stubs
 from tests.engine.conftest import inner_env
 from tests.engine.waiting import (
     children_of,
@@ -324,24 +322,6 @@ async def test_a_childs_result_for_several_parents(client: PrefectClient) -> Non
         task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[cleaned.id]))
     )
     assert found.state_name == "Cached"
-
-
-async def test_a_childs_result_for_several_parents_not_by_submit(stubs: Stubs) -> None:
-    @flow
-    def load(day: int) -> int:
-        raise NotImplementedError(day)
-
-    @task
-    async def load_once(day: int) -> int:
-        return await child(load)(day)
-
-    @parent_flow
-    async def parent() -> Any:
-        return load_once.submit(1).result()
-
-    stubs.returns(load, 1)
-    with pytest.raises(RuntimeError, match="not from a task or flow that runs in another thread"):
-        await parent()
 
 
 async def test_a_child_of_another_repository(

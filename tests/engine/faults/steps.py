@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from prefect import flow, suspend_flow_run
+from prefect import flow, suspend_flow_run, task
 from pydantic import BaseModel, BeforeValidator, Field, Json
 
 from deployments import ChildError, child, parent_flow, raise_failures
@@ -100,6 +100,21 @@ async def grandparent(steps: list[dict[str, Any]]) -> Any:
         return await child(family)(steps=steps)
     except ChildError as error:
         raise RuntimeError(f"in the family: {error}") from error
+
+
+@task
+async def call_step(options: dict[str, Any]) -> int:
+    """Call a step, in whatever thread and loop this runs."""
+    return await child(step)(**options)
+
+
+@parent_flow(flow_run_name="mapped")
+async def mapped(steps: list[dict[str, Any]], then: Literal["return", "raise"] = "return") -> Any:
+    """Map a task over steps, and stand still until it has ended; or raise while it starts."""
+    sizes: Any = call_step.map(steps)
+    if then == "raise":
+        raise RuntimeError("the parent broke")
+    return sizes.result()
 
 
 @flow(flow_run_name="silent", persist_result=False)

@@ -3,10 +3,12 @@
 import asyncio
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelling, Crashed
 from pydantic import ValidationError
@@ -24,6 +26,7 @@ from deployments import (
     raise_failures,
 )
 from deployments.commands._processes import TemporaryServer
+from deployments.runtime import _watch
 from tests.engine.faults.conftest import InProcess, is_alive, pid_of
 from tests.engine.faults.steps import Renamed, echo, region, slow, step, variadic
 from tests.engine.faults.test_page import page_of
@@ -313,8 +316,8 @@ async def test_the_losers_of_a_race_are_cancelled(
         calls = [child(step)("winner"), child(step)("loser", "hold")]
         tasks = [asyncio.ensure_future(call) for call in calls]
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
+        for loser in pending:
+            loser.cancel()
         await asyncio.wait(pending)
         assert await final(client, in_process) == {"winner": "Completed", "loser": "Cancelled"}
         return done.pop().result()
@@ -338,14 +341,119 @@ async def test_a_child_that_is_left_running_outlives_its_parent(
     assert await final(client, in_process) == {"left": "Completed", "kept": "Cancelled"}
 
 
-async def test_a_deleted_run_is_told(client: PrefectClient, in_process: InProcess) -> None:
+async def test_a_deleted_run_is_told(
+    client: PrefectClient, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also long after it was last said why it waits, and while others wait."""
+    monkeypatch.setattr(_watch, "EXPLAIN_SECONDS", 3600)
+
     async def code() -> None:
-        run = await child(step, deployment="nobody").submit("gone")
-        await client.delete_flow_run(run.id)
-        await run.result()
+        call = child(step, deployment="nobody")
+        gone, *others = await asyncio.gather(*(call.submit(f"{number}") for number in range(20)))
+        told = [asyncio.ensure_future(run.result()) for run in (gone, *others)]
+        await client.delete_flow_run(gone.id)
+        done, _ = await asyncio.wait(told, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        assert done == {told[0]}
+        await told[0]
 
     with pytest.raises(ChildError, match="the child's run was deleted"):
         await in_process(code)
+
+
+async def test_a_deployment_is_made_anew(client: PrefectClient, in_process: InProcess) -> None:
+    there = await client.read_deployment_by_name("step/nobody")
+
+    async def make() -> UUID:
+        return await client.create_deployment(
+            there.flow_id, "anew", work_pool_name="nobody", entrypoint=there.entrypoint
+        )
+
+    call = child(step, deployment="anew")
+
+    async def code() -> None:
+        old = await make()
+        await call.submit("before")
+        await client.delete_deployment(old)
+        new = await make()
+        runs = await asyncio.gather(*(call.submit(f"{number}") for number in range(3)))
+        assert {(await client.read_flow_run(run.id)).deployment_id for run in runs} == {new}
+        await client.delete_deployment(new)
+        with pytest.raises(ChildNotDeployed, match=r"step/anew .*\(there is .*step/nobody.*\)"):
+            await call.submit("after")
+
+    await in_process(code)
+    assert in_process.run is not None
+    of_parent = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[in_process.run.id]))
+    task_runs = await client.read_task_runs(task_run_filter=of_parent)
+    assert [run.state_name for run in task_runs].count("Failed") == 1
+
+
+async def test_nobody_serves_the_child(
+    client: PrefectClient, in_process: InProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = await client.read_deployment_by_name("step/local")
+    await client.create_deployment(there.flow_id, "unserved", entrypoint=there.entrypoint)
+
+    async def code() -> None:
+        await child(step, deployment="unserved").submit("stuck")
+        await logged(caplog, "stuck not started for", "no work pool is on the deployment, and nob")
+
+    await in_process(code)
+    assert await final(client, in_process) == {"stuck": "Cancelled"}
+
+
+async def test_tasks_call_children(client: PrefectClient, in_process: InProcess) -> None:
+    """In their own threads, while the parent's own loop stands still; and they are cached."""
+
+    @task(persist_result=True)
+    async def pass_on(name: str) -> list[str]:
+        source = await child(region, job_variables={"env": {"REGION": name}}).submit()
+        sink = await child(step, deployment="nobody").submit(await source.result())
+        await sink.cancel()
+        return [f"{source.id}", f"{sink.id}"]
+
+    async def code() -> Any:
+        results: list[Any] = []
+        for _ in range(2):
+            results.append(pass_on.map(["north", "south"]).result())
+        return results
+
+    first, again = await in_process(code)
+    assert first == again
+    assert in_process.run is not None
+    graph = await read_graph(client, in_process.run)
+    assert {UUID(sink): graph[UUID(sink)] for _, sink in first} == {
+        UUID(sink): {UUID(source)} for source, sink in first
+    }
+    assert len(await children_of(client, in_process.run)) == 4
+
+
+async def test_a_task_that_is_cancelled_cancels_its_child(
+    client: PrefectClient, in_process: InProcess
+) -> None:
+    @task(timeout_seconds=5)
+    async def impatient() -> None:
+        await child(step)("by the task", "hold")
+
+    @task
+    async def careful() -> None:
+        with pytest.raises(ChildTimedOut, match="did not finish within 5 s"):
+            await child(step, timeout=5)("by its timeout", "hold")
+        run = await child(step).submit("by hand", "hold")
+        await run.cancel()
+        with pytest.raises((ChildCancelled, ChildCrashed)):
+            await run.result()
+
+    async def code() -> None:
+        by_task, by_hand = impatient.submit(), careful.submit()
+        by_task.wait()
+        by_hand.wait()
+        assert [by_task.state.name, by_hand.state.name] == ["TimedOut", "Completed"]
+        ends = await final(client, in_process)
+        assert ends.keys() == {"by the task", "by its timeout", "by hand"}
+        assert {*ends.values()} <= {"Cancelled", "Crashed"}  # the latter while it starts
+
+    await in_process(code)
 
 
 async def test_several_failures_are_counted_and_named(in_process: InProcess) -> None:

@@ -71,6 +71,25 @@ async def test_parent_fails_while_it_fans_out(client: PrefectClient, in_process:
     assert len(runs) < 20
 
 
+async def test_parent_fails_while_its_tasks_call_children(client: PrefectClient) -> None:
+    """Their threads wait for children at every stage, or only come to call one."""
+    steps = [{"name": f"{number}", "do": "hold"} for number in range(30)]
+    parent = await ended(client, await start("mapped", steps=steps, then="raise"))
+    assert parent.state is not None
+    assert "the parent broke" in str(parent.state.message)
+    assert {state for _, state in await outcome(client, parent)} <= {"Cancelled", "Crashed"}
+
+
+async def test_parent_is_cancelled_while_it_waits_for_tasks(client: PrefectClient) -> None:
+    steps = [{"name": "done"}, *({"name": f"{number}", "do": "hold"} for number in range(3))]
+    parent = await start("mapped", steps=steps)
+    await in_states(client, parent, "Completed", "Running", "Running", "Running")
+    await client.set_flow_run_state(parent.id, Cancelling())
+    assert (await ended(client, parent)).state_name == "Cancelled"
+    cancelled = [(f"{number}", "Cancelled") for number in range(3)]
+    assert await outcome(client, parent) == [*cancelled, ("done", "Completed")]
+
+
 async def test_parent_is_killed_midway(client: PrefectClient) -> None:
     steps = [{"name": "a", "do": "hold"}, {"name": "b", "do": "hold", "deployment": "nobody"}]
     parent = await start("family", steps=steps)
