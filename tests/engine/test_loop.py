@@ -53,11 +53,8 @@ async def test_what_ended_just_before_its_caller_was_cancelled_is_undone() -> No
         ended.set()
         return 1
 
-    async def undo(result: int) -> None:
-        undone.append(result)
-
     with contextlib.closing(Loop()) as loop:
-        caller = asyncio.ensure_future(loop.run(work(), undo))
+        caller = asyncio.ensure_future(loop.run(work(), undone.append))
         await asyncio.sleep(0)
         ended.wait()  # this loop stands still, and can't know
         caller.cancel()
