@@ -100,7 +100,8 @@ def _rename(name: str) -> None:
     """Say the project's name wherever the template's stands: not in the engine."""
     engine = tuple(f"{folder}/" for folder in FOLDERS)
     (old,) = re.findall(r"(?m)^name: (?:&\w+ )?(.+)$", (ROOT / "prefect.yaml").read_text())
-    for file in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+    every = ("--cached", "--others", "--exclude-standard")
+    for file in git(ROOT, "ls-files", "-z", *every).split("\0")[:-1]:
         path = ROOT / file
         if file.startswith(engine) or not path.is_file():
             continue
