@@ -15,13 +15,13 @@ from typing import Annotated, NoReturn, TextIO
 from cyclopts import App, Parameter
 from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
-from rich.console import Console
 from rich.prompt import Confirm
 
 from deployments.commands import _demo, _run, _stack, _update
 from deployments.commands._changes import find_changes
 from deployments.commands._check import check_manifest
 from deployments.commands._check_server import check_server
+from deployments.commands._console import PlainConsole
 from deployments.commands._deploy import deploy_manifest
 from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._prepare import prepare
@@ -35,7 +35,7 @@ app = App(
     version_flags=["--version"],
     default_parameter=Parameter(negative=()),
 )
-progress = Console(stderr=True)
+progress = PlainConsole(stderr=True)
 SERVER_SECONDS = 60
 
 
@@ -154,7 +154,7 @@ def update(source: str, *, ref: str | None = None) -> None:
         ref: A branch, tag or commit of it; by default its HEAD.
     """
     try:
-        progress.print(_update.update(source, ref), markup=False, highlight=False, soft_wrap=True)
+        progress.print(_update.update(source, ref), soft_wrap=True)
     except ValueError as error:
         _fail(str(error))
 
@@ -279,7 +279,7 @@ async def _deploy(manifest: Manifest, *, dry_run: bool, prune: bool, yes: bool) 
 
 def _say(*lines: object) -> None:
     for line in lines:
-        progress.print(str(line), markup=False, highlight=False, soft_wrap=True)
+        progress.print(str(line), soft_wrap=True)
 
 
 def _require_server() -> None:
@@ -295,7 +295,7 @@ def _refuse(findings: Iterable[str]) -> None:
     """Print what was found, and end, if anything was."""
     lines = list(findings)
     for line in lines:
-        progress.print(line, markup=False, highlight=False, soft_wrap=True)
+        progress.print(line, soft_wrap=True)
     if lines:
         sys.exit(1)
 
@@ -306,4 +306,4 @@ def _fail(message: str) -> NoReturn:
 
 
 def _print_error(message: str) -> None:
-    progress.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    progress.print(f"error: {message}", style="red", soft_wrap=True)
