@@ -78,9 +78,9 @@ def _check_manifest(path: Path, names: tuple[str, ...]) -> Iterator[str]:
             _check_flow(deployment, flow),
             check_noticed(manifest.definitions, flows, name),
             _check_queue(manifest, deployment),
-            check_job_variables(manifest, deployment),
             check_blocks(deployment),
             check_outputs(manifest, deployment),
+            check_job_variables(manifest, deployment),
         ):
             yield from (f"{path.name}: {name}: {finding}" for finding in findings)
         for call in find_child_calls(flow, deployment.name):

@@ -11,12 +11,13 @@ from deployments.commands._manifest import Deployment, Manifest
 # Where results go, by either name of each setting (ResultsSettings).
 STORAGE_BLOCK = ("PREFECT_DEFAULT_RESULT_STORAGE_BLOCK", "PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK")
 STORAGE_PATH = ("PREFECT_LOCAL_STORAGE_PATH", "PREFECT_RESULTS_LOCAL_STORAGE_PATH")
-# What prefect.toml says of runs: where there is no checkout, they start without that file.
+# What prefect.toml says of runs: those that clone the code start without that file.
 OF_RUNS = (
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY",
 )
+CHECKOUT = "prefect.deployments.steps.set_working_directory"
 PLACE = "work_pool.job_variables"
 REPLACES = f"in {PLACE}.env, which replaces that of an anchor: to add to it, write `env.NAME: ...`"
 
@@ -28,8 +29,9 @@ def check_job_variables(manifest: Manifest, deployment: Deployment) -> Iterator[
         return
     env = deployment.work_pool.job_variables.env
     if pool.type == "process":
+        pull = deployment.declared.get("pull", manifest.pull)
         lacking = [name for name in OF_RUNS if not env.get(name)]
-        if lacking and not deployment.work_pool.job_variables.working_dir:
+        if lacking and pull and not any(CHECKOUT in step for step in pull):
             yield f"its runs start without prefect.toml, and lack {', '.join(lacking)} {REPLACES}"
         return
     try:

@@ -68,7 +68,6 @@ class JobVariables(BaseModel):
     env: Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})] = {}
     networks: Annotated[list[str], BeforeValidator(lambda given: given or [])] = []
     volumes: Annotated[list[str], BeforeValidator(lambda given: given or [])] = []
-    working_dir: str | None = None
 
     @model_validator(mode="after")
     def _add_dotted(self) -> JobVariables:

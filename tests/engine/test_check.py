@@ -50,7 +50,7 @@ def findings_of(tmp_path: Path, source: str, *names: str, **more: str) -> list[s
     lines = ["definitions:", "  work_pools: {local: {type: process, queues: {default: {}}}}"]
     lines += ["deployments:"]
     for name in names:
-        lines += ["- name: local", "  work_pool: {name: local, job_variables: {working_dir: .}}"]
+        lines += ["- name: local", "  work_pool: {name: local}"]
         lines += [f"  entrypoint: {module}:{name}", *([f"  {more[name]}"] if name in more else [])]
     path = tmp_path / "prefect.yaml"
     path.write_text("\n".join(lines))
@@ -133,11 +133,6 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
             "job_variables.key: prefect.blocks.secret.key would be there for everybody to read",
         ),
         (
-            "working_dir: ",
-            "other: ",
-            "measure/local: its runs start without prefect.toml, and lack PREFECT_RESULTS_PERSIST",
-        ),
-        (
             "prefect.tag.engine-tests",
             "prefect.tag.mine",
             "measure/docker: tags: lacks mine, by which",
@@ -175,6 +170,7 @@ def test_each_finding_is_one_line_with_its_place(
 
 
 BLOCK = ("&results {}", "&results {PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results}")
+CLONE = ("<<: *checkout\n", "<<: *clone\n")
 OF_CHILDREN = "work_queue_name: *children\n      job_variables: "
 
 
@@ -182,8 +178,8 @@ OF_CHILDREN = "work_queue_name: *children\n      job_variables: "
     ("edits", "lacking"),
     [
         ([BLOCK], []),
-        ([("<<: *on_checkout", "<<: *on_clone")], []),
-        ([BLOCK, ("<<: *on_checkout", "<<: *on_clone")], []),
+        ([CLONE, ("<<: *on_checkout", "<<: *on_clone")], []),
+        ([BLOCK, CLONE, ("<<: *on_checkout", "<<: *on_clone")], []),
         ([BLOCK, (OF_CHILDREN + "*process", OF_CHILDREN + "{<<: *process, env.A: b}")], []),
         (
             [BLOCK, (OF_CHILDREN + "*process", OF_CHILDREN + "{<<: *process, env: {A: b}}")],
@@ -193,7 +189,7 @@ OF_CHILDREN = "work_queue_name: *children\n      job_variables: "
             ],
         ),
         (
-            [("<<: *on_checkout", "{<<: *on_clone, env: {A: b}}")],
+            [CLONE, ("<<: *on_checkout", "{<<: *on_clone, env: {A: b}}")],
             [
                 f"{each}/local: its runs start without prefect.toml, and lack PREFECT_RESULTS_PER"
                 for each in ("add-up", "cancel-orphans", "measure-all", "measure")
