@@ -16,6 +16,7 @@ from deployments.commands._containers import PLACE, STORAGE_BLOCK
 from deployments.commands._manifest import Deployment, Manifest
 
 PREFIX = "prefect.blocks."
+STEPS = ("build", "push", "pull")  # when these run, blocks are loaded; elsewhere, at the deploy
 SLUG = re.compile(r"[^/\s]+/[^/\s]+")
 
 
@@ -25,8 +26,15 @@ def check_blocks(deployment: Deployment) -> Iterator[str]:
         if not SLUG.fullmatch(slug):
             yield f"{place}: {slug!r} must be `block-type/block-name`"
     for place, name in find_placeholder_places(deployment.declared):
-        if name.startswith(PREFIX) and not _slug(name):
+        if not name.startswith(PREFIX):
+            continue
+        if not _slug(name):
             yield f"{place}: {name} must be `{PREFIX}block-type.block-name`"
+        elif name.startswith(f"{PREFIX}secret.") and place.split(".")[0] not in STEPS:
+            yield (
+                f"{place}: {name} would be there for everybody to read: let the flow load it "
+                "(deployments/RECIPES.md, Secrets)"
+            )
 
 
 async def check_blocks_of_server(
@@ -41,7 +49,7 @@ async def check_blocks_of_server(
     """
     places: dict[str, str] = {}  # the first of each block
     storages = set()
-    shared = {kind: getattr(manifest, kind) for kind in ("build", "push", "pull")}
+    shared = {kind: getattr(manifest, kind) for kind in STEPS}
     for name, deployment in deployments.items():
         for place, slug in _find_storages(deployment):
             if SLUG.fullmatch(slug):
@@ -78,9 +86,8 @@ async def _check_block(client: PrefectClient, slug: str, *, loaded: bool) -> str
 
 def _find_storages(deployment: Deployment) -> Iterator[tuple[str, str]]:
     """Yield the place and the value of each block that is to hold results."""
-    env = deployment.work_pool.job_variables.get("env")
     for variable in STORAGE_BLOCK:
-        declared = env.get(variable) if isinstance(env, dict) else None
+        declared = deployment.work_pool.job_variables.env.get(variable)
         value: Any = apply_values(declared, dict(os.environ), remove_notset=False)
         if value and "{{" not in str(value):
             yield f"{PLACE}.env.{variable}", str(value)

@@ -6,7 +6,6 @@ import ast
 import functools
 import inspect
 import os
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from prefect.flows import Flow
 from prefect.tasks import Task
 
-from deployments.commands._manifest import ROOT
+from deployments.commands._manifest import ROOT, is_installed
 from deployments.runtime import child, is_parent
 
 # What a name stands for where only a run can tell.
@@ -33,6 +32,7 @@ class ChildCall:
         target: The child: a flow, or `flow-name/deployment-name`; None where only a run can tell.
         deployment: The child's `flow-name/deployment-name`; None where only a run can tell.
         arguments: The call of the child with its parameters, or None where it is made elsewhere.
+        dropped: Whether what is to be awaited is a statement of its own, so that nobody does.
     """
 
     place: str
@@ -40,6 +40,7 @@ class ChildCall:
     target: Flow[..., Any] | str | None
     deployment: str | None
     arguments: ast.Call | None
+    dropped: bool
 
 
 def find_child_calls(flow: Flow[..., Any], deployment_name: str) -> Iterator[ChildCall]:
@@ -71,9 +72,9 @@ def _find(
     seen.add((function.__code__, in_parent))
     path = Path(function.__code__.co_filename)
     body = _functions(path).get((function.__code__.co_name, function.__code__.co_firstlineno), [])
-    calls = [
-        node for statement in body for node in ast.walk(statement) if isinstance(node, ast.Call)
-    ]
+    nodes = [node for statement in body for node in ast.walk(statement)]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    dropped = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     arguments = {id(_callee(call)): call for call in calls}
     names = _names(function)
     for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
@@ -81,7 +82,9 @@ def _find(
         if value is child:
             place = f"{os.path.relpath(path, ROOT)}:{call.lineno}"
             target, deployment = _read(call, names, deployment_name)
-            yield ChildCall(place, in_parent, target, deployment, arguments.get(id(call)))
+            made = arguments.get(id(call))
+            alone = id(made or call) in dropped
+            yield ChildCall(place, in_parent, target, deployment, made, alone)
         elif isinstance(value, Flow | Task | FunctionType):
             yield from _find(value, deployment_name, in_parent=in_parent, seen=seen)
 
@@ -139,8 +142,7 @@ def _bound(code: CodeType) -> set[str]:
 @functools.lru_cache(maxsize=256)
 def _functions(path: Path) -> dict[tuple[str, int], list[ast.stmt]]:
     """Return the bodies of a file's functions, by name and first line, as code objects have it."""
-    installed = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
-    if any(path.is_relative_to(each) for each in installed):
+    if is_installed(path):
         return {}
     try:
         tree = ast.parse(path.read_bytes())

@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prefect.flows import Flow
 from prefect.settings import get_current_settings
+from prefect.utilities.templating import find_placeholders
 from pydantic import ValidationError
 
 from deployments.commands._blocks import check_blocks
 from deployments.commands._calls import ChildCall, find_child_calls
-from deployments.commands._containers import check_container
-from deployments.commands._manifest import ROOT, Deployment, Manifest
+from deployments.commands._containers import check_job_variables, check_results
+from deployments.commands._manifest import ROOT, Deployment, Manifest, first_problem
+from deployments.commands._names import check_name
 from deployments.commands._notice import Flows, check_automations, check_noticed, check_pools
 from deployments.commands._outputs import check_outputs
 from deployments.commands._returns import check_return
@@ -48,6 +51,7 @@ def find_unset_variables(path: Path = ROOT / "prefect.yaml") -> Iterator[str]:
 def _check_manifest(path: Path, names: tuple[str, ...]) -> Iterator[str]:
     try:
         manifest = Manifest.load(path)
+        _require_model(path)
     except ValueError as error:
         yield str(error)
         return
@@ -74,9 +78,9 @@ def _check_manifest(path: Path, names: tuple[str, ...]) -> Iterator[str]:
             _check_flow(deployment, flow),
             check_noticed(manifest.definitions, flows, name),
             _check_queue(manifest, deployment),
-            check_container(manifest, deployment),
             check_blocks(deployment),
             check_outputs(manifest, deployment),
+            check_job_variables(manifest, deployment),
         ):
             yield from (f"{path.name}: {name}: {finding}" for finding in findings)
         for call in find_child_calls(flow, deployment.name):
@@ -84,7 +88,25 @@ def _check_manifest(path: Path, names: tuple[str, ...]) -> Iterator[str]:
                 yield f"{call.place}: {finding}"
 
 
+def _require_model(path: Path) -> None:
+    """Ask Prefect whether it can read a file: `prefect deploy` skips all of one that it can't.
+
+    Raises:
+        ValueError: It can't; in one line, with the place.
+    """
+    from prefect.cli.deploy._models import PrefectYamlModel  # slow: with all of Prefect's commands
+
+    try:
+        PrefectYamlModel.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {first_problem(error)}") from error
+
+
 def _check_flow(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
+    try:
+        check_name(flow.name)
+    except ValueError as error:
+        yield f"the flow's name {error}"
     persists = flow.persist_result
     if persists is None:
         persists = get_current_settings().results.persist_by_default
@@ -124,8 +146,13 @@ def required_parameters(flow: Flow[..., Any]) -> list[str]:
 
 
 def _check_values(flow: Flow[..., Any], place: str, parameters: dict[str, Any]) -> Iterator[str]:
+    known = {  # a template is a value only when it is deployed
+        name: value
+        for name, value in parameters.items()
+        if name not in flow.parameters.properties or not find_placeholders(value)
+    }
     try:
-        validate_some(flow, parameters)
+        validate_some(flow, known)
     except ValidationError as error:
         for problem in error.errors():
             yield f"{'.'.join([place, *map(str, problem['loc'])])}: {problem['msg']}"
@@ -146,6 +173,8 @@ def _check_call(manifest: Manifest, flows: Flows, parent: str, call: ChildCall) 
     deployment, caller = flows[parent]
     if not call.in_parent:
         yield f"{caller.name} calls a child, and is no parent: make it a @parent_flow"
+    if call.dropped:
+        yield "this child never runs, since nobody awaits it: write `await` before it"
     name, target = call.deployment, call.target
     if isinstance(target, str) and not re.fullmatch("[^/]+/[^/]+", target):
         yield f"calls {target!r}: the name must be 'flow-name/deployment-name'"
@@ -161,6 +190,8 @@ def _check_call(manifest: Manifest, flows: Flows, parent: str, call: ChildCall) 
         if isinstance(target, Flow):  # by name, it may be of another repository
             yield f"calls {name}, which is not declared: add it to prefect.yaml"
         return
+    for problem in check_results(deployment, child):
+        yield f"{name}: {problem}"
     ours, theirs = deployment.work_pool, child.work_pool
     pool = manifest.definitions.work_pools.get(ours.name)
     queue = pool.queues.get(ours.work_queue_name) if pool else None
@@ -198,16 +229,7 @@ def _check_arguments(
     names = [keyword.arg for keyword in call.arguments.keywords] if call.arguments else [None]
     if None in names or any(isinstance(each, ast.Starred) for each in args):
         return  # only a run can tell
-    given = dict.fromkeys(map(str, names)) | added
-    if isinstance(call.target, str):
-        for name in given:
-            if name not in flow.parameters.properties:
-                yield f"got an unexpected keyword argument {name!r}"
-        for name in required_parameters(flow):
-            if name not in given:
-                yield f"missing a required argument: {name!r}"
-        return
     try:
-        inspect.signature(flow.fn).bind(*args, **given)
+        inspect.signature(flow.fn).bind(*args, **(dict.fromkeys(map(str, names)) | added))
     except TypeError as error:
         yield str(error)

@@ -16,12 +16,12 @@ from cyclopts import App, Parameter
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import get_current_settings
-from rich.console import Console
 from rich.prompt import Confirm
 
 from deployments.commands import _demo, _run, _stack
 from deployments.commands._check import check_manifest
 from deployments.commands._check_server import check_server
+from deployments.commands._console import PlainConsole
 from deployments.commands._deploy import deploy_manifest
 from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._prepare import prepare
@@ -36,7 +36,7 @@ app = App(
     version_flags=["--version"],
     default_parameter=Parameter(negative=()),
 )
-progress = Console(stderr=True)
+progress = PlainConsole(stderr=True)
 SERVER_SECONDS = 60
 
 
@@ -230,7 +230,7 @@ async def _deploy(manifest: Manifest, *, prune: bool, yes: bool) -> bool:
 
 
 def _say(line: object) -> None:
-    progress.print(str(line), markup=False, highlight=False, soft_wrap=True)
+    progress.print(str(line), soft_wrap=True)
 
 
 def _require_url() -> None:
@@ -270,4 +270,4 @@ def _fail(message: str) -> NoReturn:
 
 
 def _print_error(message: str) -> None:
-    progress.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    progress.print(f"error: {message}", style="red", soft_wrap=True)

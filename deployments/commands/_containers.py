@@ -1,4 +1,4 @@
-"""What the job variables of deployments in containers say: their network, and where results go."""
+"""What job variables say: where results go, what runs have of prefect.toml, their network."""
 
 from __future__ import annotations
 
@@ -11,16 +11,31 @@ from deployments.commands._manifest import Deployment, Manifest
 # Where results go, by either name of each setting (ResultsSettings).
 STORAGE_BLOCK = ("PREFECT_DEFAULT_RESULT_STORAGE_BLOCK", "PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK")
 STORAGE_PATH = ("PREFECT_LOCAL_STORAGE_PATH", "PREFECT_RESULTS_LOCAL_STORAGE_PATH")
+# What prefect.toml says of runs: those that clone the code start without that file.
+OF_RUNS = (
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY",
+)
+CHECKOUT = "prefect.deployments.steps.set_working_directory"
 PLACE = "work_pool.job_variables"
+REPLACES = f"in {PLACE}.env, which replaces that of an anchor: to add to it, write `env.NAME: ...`"
 
 
-def check_container(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
-    """Yield why the results of a deployment in containers would end with them."""
+def check_job_variables(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
+    """Yield what the runs of a deployment lack, for their results to arrive."""
     pool = manifest.definitions.work_pools.get(deployment.work_pool.name)
-    if pool is None or pool.type == "process":
+    if pool is None:
+        return
+    env = deployment.work_pool.job_variables.env
+    if pool.type == "process":
+        pull = deployment.declared.get("pull", manifest.pull)
+        lacking = [name for name in OF_RUNS if not env.get(name)]
+        if lacking and pull and not any(CHECKOUT in step for step in pull):
+            yield f"its runs start without prefect.toml, and lack {', '.join(lacking)} {REPLACES}"
         return
     try:
-        env, volumes = _read(deployment)
+        volumes = _read_volumes(deployment)
     except ValueError as error:
         yield str(error)
         return
@@ -32,13 +47,25 @@ def check_container(manifest: Manifest, deployment: Deployment) -> Iterator[str]
         )
 
 
+def check_results(ours: Deployment, theirs: Deployment) -> Iterator[str]:
+    """Yield why a parent might not reach the results of a child: only one has a block for them."""
+    blocks = [
+        next((env[name] for name in STORAGE_BLOCK if env.get(name)), None)
+        for env in (each.work_pool.job_variables.env for each in (ours, theirs))
+    ]
+    if None in blocks and blocks != [None, None]:
+        whose = "the child" if blocks[0] else "its parent"
+        yield f"{whose} alone lacks {STORAGE_BLOCK[0]} {REPLACES}"
+
+
 def find_results_volume(deployment: Deployment) -> str | None:
     """Return the volume that holds the results of a deployment in containers, if it is one.
 
     Raises:
-        ValueError: Its job variables can't be read.
+        ValueError: Its volumes can't be read.
     """
-    volume = _find_results(*_read(deployment))
+    env = deployment.work_pool.job_variables.env
+    volume = _find_results(env, _read_volumes(deployment))
     return None if volume is None or "/" in volume else volume  # that is a directory of the machine
 
 
@@ -49,7 +76,7 @@ def find_network(manifest: Manifest) -> str:
         ValueError: They have none in common.
     """
     networks = [
-        deployment.work_pool.job_variables.get("networks") or []
+        deployment.work_pool.job_variables.networks
         for deployment in manifest.of_type("docker").deployments
     ]
     for network in networks[0]:
@@ -69,24 +96,17 @@ def _find_results(env: dict[str, Any], volumes: list[tuple[str, str]]) -> str | 
     return None
 
 
-def _read(deployment: Deployment) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return a deployment's environment variables, and its volumes with their directories.
+def _read_volumes(deployment: Deployment) -> list[tuple[str, str]]:
+    """Return a deployment's volumes with their directories.
 
     Raises:
-        ValueError: They are not what they should be.
+        ValueError: One is not what it should be.
     """
-    job_variables = deployment.work_pool.job_variables
-    env = job_variables.get("env") or {}
-    volumes = job_variables.get("volumes") or []
-    if not isinstance(env, dict):
-        raise ValueError(f"{PLACE}.env: it must be a mapping, of names to values")  # noqa: TRY004
-    if not isinstance(volumes, list):
-        raise ValueError(f"{PLACE}.volumes: it must be a list, of `volume:/directory`")  # noqa: TRY004
     mounts = []
-    for each in volumes:
-        volume, _, rest = str(each).partition(":")
+    for each in deployment.work_pool.job_variables.volumes:
+        volume, _, rest = each.partition(":")
         directory = rest.split(":")[0]
         if not directory.startswith("/"):
             raise ValueError(f"{PLACE}.volumes: {each!r} must be `volume:/directory`")
         mounts.append((volume, directory))
-    return env, mounts
+    return mounts

@@ -17,6 +17,7 @@ from deployments.commands._follow import follow
 from deployments.commands._prepare import Prepared
 from deployments.commands._processes import tail, temporary_server, temporary_worker
 from deployments.commands._run import Outcome, read_outcome, start
+from deployments.commands._tree import Tree
 
 
 def run_demo(
@@ -60,5 +61,5 @@ def run_demo(
 
 
 async def _run(prepared: Prepared, console: Console) -> Outcome:
-    run = await follow(await start(prepared, console), console)
+    run = await follow(Tree(await start(prepared, console)), console)
     return await read_outcome(prepared, run)

@@ -33,13 +33,13 @@ SILENCE_SECONDS = 2.0
 GIVE_UP_SECONDS = 600.0
 
 
-async def follow(run: FlowRun, console: Console, *, cancel: bool = False) -> FlowRun:
+async def follow(tree: Tree, console: Console, *, cancel: bool = False) -> FlowRun:
     """Show a run and all runs below it until it is final.
 
     On a terminal the picture is live; elsewhere it is printed once, in the end.
 
     Args:
-        run: As it was last read.
+        tree: Of the run; it is read again and again.
         console: For the picture, and for lines on what it waits for.
         cancel: Cancel the run first.
 
@@ -49,12 +49,11 @@ async def follow(run: FlowRun, console: Console, *, cancel: bool = False) -> Flo
     Raises:
         RuntimeError: The run was deleted, or the server did not answer for `GIVE_UP_SECONDS`.
     """
-    tree = Tree(run)
     try:
         async with get_client() as client:
             with Live(console=console, get_renderable=lambda: draw(tree)):
                 if cancel:
-                    await _ask(console, lambda: cancel_run(client, run.id))
+                    await _ask(console, lambda: cancel_run(client, tree.root.id))
                 explaining = asyncio.create_task(_explain(client, tree, console))
                 try:
                     await _watch(client, tree, console)
@@ -115,4 +114,4 @@ async def _ask(console: Console, request: Callable[[], Awaitable[T]]) -> T:
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(line, style="yellow", soft_wrap=True)

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import sysconfig
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from prefect.automations import AutomationCore
 from prefect.events import ResourceSpecification
+from prefect.exceptions import ScriptError
 from prefect.flows import Flow, load_flow_from_entrypoint
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from yaml.constructor import ConstructorError
+
+from deployments.commands._names import ServerName
 
 ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
+# An event has room for 100 related resources (`maximum_related_resources`). Up to six are the flow,
+# the deployment, the queue, the pool, the task run and who made the run; with more, runs get a 500.
+MOST_TAGS = 94
 
 
 class WorkQueue(BaseModel):
@@ -36,7 +54,27 @@ class WorkPool(BaseModel):
     model_config = ConfigDict(extra="forbid")
     type: str
     base_job_template: dict[str, Any] = {}
-    queues: dict[str, WorkQueue]
+    queues: dict[ServerName, WorkQueue]
+
+
+class JobVariables(BaseModel):
+    """The job variables of a deployment, as far as they are read here.
+
+    Attributes:
+        env: The environment, also that of `env.NAME`, which a worker puts there.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    env: Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})] = {}
+    networks: Annotated[list[str], BeforeValidator(lambda given: given or [])] = []
+    volumes: Annotated[list[str], BeforeValidator(lambda given: given or [])] = []
+
+    @model_validator(mode="after")
+    def _add_dotted(self) -> JobVariables:
+        given = self.model_extra or {}
+        dotted = {name[4:]: value for name, value in given.items() if name.startswith("env.")}
+        self.env = dotted | self.env
+        return self
 
 
 class WorkPoolOf(BaseModel):
@@ -44,7 +82,7 @@ class WorkPoolOf(BaseModel):
 
     name: str
     work_queue_name: str = "default"
-    job_variables: dict[str, Any] = {}
+    job_variables: JobVariables = JobVariables()
 
 
 class Schedule(BaseModel):
@@ -79,11 +117,11 @@ class Deployment(BaseModel):
         declared: All of it, as `prefect deploy` reads it.
     """
 
-    name: str
+    name: ServerName
     entrypoint: str
     work_pool: WorkPoolOf
     parameters: dict[str, Any] = {}
-    tags: list[str] = []
+    tags: Annotated[list[str], Field(max_length=MOST_TAGS)] = []
     build: list[dict[str, Any]] = []
     schedules: list[Schedule] | None = None
     triggers: list[Trigger] | None = None
@@ -98,22 +136,43 @@ class Deployment(BaseModel):
         """Import the flow.
 
         Raises:
-            ValueError: It can't be imported.
+            ValueError: It can't be imported; in one line, with the place.
         """
         # Prefect leaves the file's directory there, where a `docker.py` would hide the package.
         path = sys.path.copy()
         try:
             return load_flow_from_entrypoint(self.entrypoint, use_placeholder_flow=False)
         except Exception as error:
-            raise ValueError(f"{self.entrypoint} can't be imported: {error!r}") from error
+            raised = error.user_exc if isinstance(error, ScriptError) else error
+            told = " ".join(f"{_place(raised)}{type(raised).__name__}: {raised}".split())
+            raise ValueError(f"{self.entrypoint} can't be imported: {told}") from error
         finally:
             sys.path[:] = path
+
+
+def _place(error: Exception) -> str:
+    """Return where in the user's own code an error was raised: `file:line: `, or nothing."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(frame.filename, frame.lineno) for frame in frames]
+    if isinstance(error, SyntaxError) and error.filename:  # of the file that could not be read
+        places.append((error.filename, error.lineno))
+    for file, line in reversed(places):
+        path = Path(file)
+        engine = path.is_relative_to(ROOT / "deployments")
+        if path.is_file() and not engine and not is_installed(path):
+            return f"{os.path.relpath(path, ROOT)}:{line}: "
+    return ""
+
+
+def is_installed(path: Path) -> bool:
+    """Tell whether a file is Python's own or of a package."""
+    return any(path.is_relative_to(each) for each in INSTALLED)
 
 
 class Definitions(BaseModel):
     """The part of `definitions` that is not only anchors."""
 
-    work_pools: dict[str, WorkPool]
+    work_pools: dict[ServerName, WorkPool]
     automations: list[AutomationCore] = []
 
 
@@ -144,7 +203,7 @@ class Manifest(BaseModel):
             ValueError: It can't be read; in one line, with the place.
         """
         try:
-            read = yaml.safe_load(path.read_text(encoding="utf-8"))
+            read = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is safe
             return cls.model_validate({**read, "path": path} if isinstance(read, dict) else read)
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
@@ -192,8 +251,20 @@ class Manifest(BaseModel):
         return list(dict.fromkeys(deployment.name for deployment in self.deployments))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without dates: neither a server nor a flow that takes text gets one."""
+
+
+def _refuse_date(_: yaml.SafeLoader, node: yaml.ScalarNode) -> None:
+    raise ConstructorError(problem=f"{node.value} must be in quotes", problem_mark=node.start_mark)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _refuse_date)
+
+
 def first_problem(error: ValidationError) -> str:
     """Return what is wrong first, in one line, with its place."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    # Not the types of unions, such as `list[str]`: they are not in the file.
+    place = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
     return ": ".join(filter(None, [place, first["msg"]]))

@@ -9,9 +9,9 @@ from typing import Any, TextIO
 
 from pydantic import BaseModel
 from pydantic_core import to_json, to_jsonable_python
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from deployments.commands._console import ESCAPES, PlainConsole
 
 OTHERWISE: Any = {"by_alias": False, "bytes_mode": "base64", "fallback": str}
 
@@ -19,7 +19,7 @@ OTHERWISE: Any = {"by_alias": False, "bytes_mode": "base64", "fallback": str}
 def print_json(value: Any, file: TextIO) -> None:
     """Print a value as JSON."""
     text = to_json(value, indent=2, inf_nan_mode="null", **OTHERWISE)
-    print(text.decode(), file=file, flush=True)
+    print(text.decode().translate(ESCAPES), file=file, flush=True)
 
 
 def print_tables(value: Any, file: TextIO) -> None:
@@ -29,7 +29,7 @@ def print_tables(value: Any, file: TextIO) -> None:
     """
     rows = _rows(value)
     fields = _fields(value)
-    console = Console(file=file)
+    console = PlainConsole(file=file)
     if rows:
         console.print(_table_of_rows(rows))
     elif fields:
@@ -78,17 +78,13 @@ def _label(name: str) -> str:
     return name.replace("_", " ")  # so that it is broken between words
 
 
-def _cell(value: Any) -> Text:
-    return Text(_text(value))  # plain: a value may look like markup
-
-
-def _text(value: Any) -> str:
+def _cell(value: Any) -> str:
     """Return a value in few words."""
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.4f}" if 0.001 <= abs(value) < 1e9 else f"{value:.4g}"
     if fields := _fields(value):
-        return ", ".join(_text(each) for each in fields.values())
+        return ", ".join(_cell(each) for each in fields.values())
     plain = to_jsonable_python(value, **OTHERWISE)
     return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)

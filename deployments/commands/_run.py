@@ -20,6 +20,7 @@ from deployments.commands._follow import follow
 from deployments.commands._manifest import first_problem
 from deployments.commands._prepare import Prepared
 from deployments.commands._refusals import require_server
+from deployments.commands._tree import Tree
 from deployments.runtime import Unreadable, read_value
 
 QUESTION = "[c]ancel the run, [l]eave it running, or go on [w]atching? "
@@ -98,19 +99,20 @@ def run_here(prepared: Prepared, console: Console) -> Outcome | None:
 
     signal.signal(signal.SIGTERM, terminate)
     try:
-        run = asyncio.run(start(prepared, console))
+        tree = Tree(asyncio.run(start(prepared, console)))
     except KeyboardInterrupt:
         console.print(f"Interrupted: look in the UI whether {prepared.name} runs already.")
         return None
     cancel = False
     while True:
         try:
-            run = asyncio.run(follow(run, console, cancel=cancel))
+            run = asyncio.run(follow(tree, console, cancel=cancel))
             return asyncio.run(read_outcome(prepared, run))
         except KeyboardInterrupt:
             answer = "l" if terminated else _ask(console)
         if answer == "l":
-            console.print(f"{run.name} is left running: {url_for(run)}", soft_wrap=True)
+            told = f"{tree.root.name} is left running: {url_for(tree.root)}"
+            console.print(told, soft_wrap=True)
             return None
         cancel = answer == "c"
 
@@ -122,7 +124,7 @@ def _ask(console: Console) -> str:
     answer = ""
     try:
         while answer not in ("c", "l", "w"):
-            answer = console.input(QUESTION, markup=False).strip().lower()[:1]
+            answer = console.input(QUESTION).strip().lower()[:1]
     except (EOFError, KeyboardInterrupt):
         console.line()
         return "l"

@@ -7,10 +7,9 @@ from datetime import UTC, datetime
 
 from prefect.client.schemas.objects import FlowRun, StateType
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
+from rich.styled import Styled
 from rich.table import Table
-from rich.text import Text
 
 from deployments.commands._tree import Tree
 
@@ -33,9 +32,9 @@ def draw(tree: Tree) -> RenderableType:
     for run in failed[:NAMED]:
         message = " ".join(((run.state and run.state.message) or "").split())
         line = f"{run.name} {run.state_name}: {message[:MESSAGE_CHARACTERS]}"
-        parts.append(Text(line, style="red"))
+        parts.append(Styled(line, "red"))
     if len(failed) > NAMED:
-        parts.append(Text(f"and {len(failed) - NAMED} more failed", style="red"))
+        parts.append(Styled(f"and {len(failed) - NAMED} more failed", "red"))
     return Group(*parts)
 
 
@@ -46,7 +45,7 @@ def _table(rows: list[tuple[int, FlowRun]]) -> Table:
         indent = "  " * depth + "└ " if depth else ""
         color = COLORS.get(run.state_type.value if run.state_type else "", "default")
         seconds = "" if run.start_time is None else f"{_run_seconds(run):.1f}"
-        table.add_row(escape(indent + run.name), f"[{color}]{run.state_name}[/]", seconds)
+        table.add_row(indent + run.name, Styled(str(run.state_name), color), seconds)
     return table
 
 
@@ -63,4 +62,4 @@ def _count(runs: list[FlowRun]) -> list[RenderableType]:
         f"{ended} of {len(runs)} children have ended",
     )
     counts = Counter(run.state_name for run in runs).most_common()
-    return [bar, Text(", ".join(f"{count} {name}" for name, count in counts))]
+    return [bar, ", ".join(f"{count} {name}" for name, count in counts)]

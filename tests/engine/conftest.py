@@ -37,12 +37,12 @@ def copy_repository(copy: Path, *without: str) -> Path:
     """Copy what git has, but for some paths, with this environment in its `.venv`."""
     paths = [".", *(f":!{path}" for path in (".venv", *without))]
     files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *paths],
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *paths],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
-    ).stdout.splitlines()
+    ).stdout.split("\0")[:-1]
     for name in files:
         if (ROOT / name).exists():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)

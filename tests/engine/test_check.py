@@ -1,5 +1,6 @@
 """`check`: prefect.yaml against the code, without any server."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from prefect.serializers import PickleSerializer
 
 from deployments.commands._calls import find_child_calls
 from deployments.commands._check import check_manifest
-from deployments.commands._manifest import Manifest
+from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._returns import check_return
 from tests.engine.conftest import MANIFEST, run_command
 from tests.engine.words import measure_all
@@ -101,8 +102,36 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
         ),
         ("volumes: [", "volumes: [results, ", "volumes: 'results' must be `volume:/directory`"),
         ("volumes: [", "volumes: [a:b, ", "volumes: 'a:b' must be `volume:/directory`"),
-        ('volumes: ["', 'volumes: "a:/b"  # ["', "volumes: it must be a list"),
-        ("        env:\n", "        env: 7\n        other:\n", "env: it must be a mapping"),
+        (
+            'volumes: ["',
+            'volumes: "a:/b"  # ["',
+            "job_variables.volumes: Input should be a valid list",
+        ),
+        ("        env:\n", "        env: 7\n        x:\n", "env: Input should be a valid dict"),
+        (
+            "      name: local\n",
+            "      name: '{{ $STAGE }}'\n",
+            "'{{ $STAGE }}' is a template, which",
+        ),
+        (
+            "      name: local\n",
+            "      name: lo#cal\n",
+            "0.name: Value error, 'lo#cal' can't stand in a",
+        ),
+        ("      name: local\n", "      name: local?\n", "'local?' can't stand in a URL"),
+        ("      name: local\n", "      name: ..\n", "'..' can't stand in a URL"),
+        ("      name: local\n", "      name: a/b\n", "0.name: String should match pattern"),
+        ("&local_pool local:", "&local_pool local#:", "'local#' can't stand in a URL"),
+        ("&children children:", "&children kids?:", "'kids?' can't stand in a URL"),
+        ('version: "1"', "version: 2", "deployments.0.version: Input should be a valid string"),
+        ("description: C", "paused: maybe\n    x: C", "6.paused: Input should be a valid boolean"),
+        ("[*project, parent]", f"{[f't{n}' for n in range(95)]}", "should have at most 94 items"),
+        ("tags: [*project]", "parameters: {at: 2024-01-01}", "2024-01-01 must be in quotes in"),
+        (
+            "networks: [",
+            "key: '{{ prefect.blocks.secret.key }}'\n        networks: [",
+            "job_variables.key: prefect.blocks.secret.key would be there for everybody to read",
+        ),
         (
             "prefect.tag.engine-tests",
             "prefect.tag.mine",
@@ -138,6 +167,63 @@ def test_each_finding_is_one_line_with_its_place(
     found = findings(tmp_path, (old, new))
     assert any(expected in finding for finding in found), found
     assert all(re.match(r"\S*(prefect\.yaml|\.py:\d+): .+$", line) for line in found), found
+
+
+BLOCK = ("&results {}", "&results {PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results}")
+CLONE = ("<<: *checkout\n", "<<: *clone\n")
+OF_CHILDREN = "work_queue_name: *children\n      job_variables: "
+
+
+@pytest.mark.parametrize(
+    ("edits", "lacking"),
+    [
+        ([BLOCK], []),
+        ([CLONE, ("<<: *on_checkout", "<<: *on_clone")], []),
+        ([BLOCK, CLONE, ("<<: *on_checkout", "<<: *on_clone")], []),
+        ([BLOCK, (OF_CHILDREN + "*process", OF_CHILDREN + "{<<: *process, env.A: b}")], []),
+        (
+            [BLOCK, (OF_CHILDREN + "*process", OF_CHILDREN + "{<<: *process, env: {A: b}}")],
+            [
+                f"{child}/local: the child alone lacks PREFECT_DEFAULT_RESULT_STORAGE_BLOCK in "
+                for child in ("add-up", "measure")
+            ],
+        ),
+        (
+            [CLONE, ("<<: *on_checkout", "{<<: *on_clone, env: {A: b}}")],
+            [
+                f"{each}/local: its runs start without prefect.toml, and lack PREFECT_RESULTS_PER"
+                for each in ("add-up", "cancel-orphans", "measure-all", "measure")
+            ],
+        ),
+    ],
+)
+def test_an_env_that_replaces_the_shared_one_is_told(
+    tmp_path: Path, edits: list[tuple[str, str]], lacking: list[str]
+) -> None:
+    """YAML's merge goes no deeper than the first level."""
+    found = sorted(each.partition(": ")[2] for each in findings(tmp_path, *edits))
+    assert len(found) == len(lacking), found
+    assert all(map(str.startswith, found, lacking)), found
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ("times: '{{ prefect.variables.times }}'", None),
+        ("times: '{{ $TIMES }}', words: ['{{ checkout.stdout }}']", None),
+        ("times: x", "parameters.times: Input should be a valid integer"),
+        ("tines: '{{ prefect.variables.times }}'", "parameters.tines: Extra inputs"),
+    ],
+)
+def test_a_template_is_no_value_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameters: str, expected: str | None
+) -> None:
+    monkeypatch.setenv("TIMES", "3")
+    old = "    work_pool: *local_parents\n  - {"
+    new = f"    parameters: {{{parameters}}}\n{old}"
+    found = findings(tmp_path, (old, new))
+    assert all(expected and expected in each for each in found), found
+    assert bool(found) == (expected is not None)
 
 
 NAMES = [
@@ -314,15 +400,76 @@ def test_a_call_is_compared_with_its_child(tmp_path: Path, call: str, expected: 
 def full(number: int) -> int: ...
 @parent_flow
 async def mine(numbers: list[int] = [1], where: str = "x", options: dict = {{}}) -> int:
-    {call}
+    _ = {call}
 """
     declared = "step", "full", "mine"
     found = findings_of(tmp_path, source, *declared, full="parameters: {number: 1}")
-    line = (HEADER + source).splitlines().index(f"    {call}") + 1
+    line = (HEADER + source).splitlines().index(f"    _ = {call}") + 1
     if expected is None:
         assert found == []
     else:
         assert any(f"mine.py:{line}: " in each and expected in each for each in found), found
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("child(step)(1)", True),
+        ("child(step, deployment='local').submit(number=1)", True),
+        ("c('step/local')(number=1)", True),
+        ("if numbers: d.child(step)(1)", True),
+        ("child(step)", True),
+        ("await child(step)(1)", False),
+        ("running = child(step).submit(1)", False),
+        ("asyncio.gather(child(step)(1))", False),
+        ("step(1)", False),
+    ],
+)
+def test_a_child_that_nobody_awaits_is_told(tmp_path: Path, statement: str, told: bool) -> None:
+    source = f"""
+import asyncio
+@parent_flow
+async def mine(numbers: list[int] = [1]) -> None:
+    {statement}
+"""
+    found = findings_of(tmp_path, source, "step", "mine")
+    line = (HEADER + source).splitlines().index(f"    {statement}") + 1
+    assert len(found) == told, found
+    assert all(
+        f"mine.py:{line}: this child never runs, since nobody awaits" in each for each in found
+    )
+
+
+@pytest.mark.parametrize(
+    ("helper", "expected"),
+    [
+        ("def of(): return nowhere\n", "helpers_of_mine.py:1: NameError: name 'nowhere' is not"),
+        ("import nothing_such\n", "helpers_of_mine.py:1: ModuleNotFoundError: No module named"),
+        ("\nfrom os import nothing_such\n", "helpers_of_mine.py:2: ImportError: cannot import"),
+        ("\n\ndef of(:\n", "helpers_of_mine.py:3: SyntaxError: invalid syntax"),
+        ("import json\ndef of(): json.loads('x')\n", "helpers_of_mine.py:2: JSONDecodeError: "),
+        ("def of(): raise KeyError('a\\nb')\n", "helpers_of_mine.py:1: KeyError: 'a"),
+        (
+            "import deployments\n@deployments.parent_flow\ndef of(): ...\n",
+            "mine.py:2: TypeError",
+        ),
+        ("nothing = 1\n", "mine.py:12: AttributeError: module 'helpers_of_mine' has no attribute"),
+    ],
+)
+def test_what_keeps_a_flow_from_being_imported_is_told_with_its_place(
+    tmp_path: Path, helper: str, expected: str
+) -> None:
+    (tmp_path / "helpers_of_mine.py").write_text(helper)
+    source = "\nimport helpers_of_mine\nhelpers_of_mine.of()\n@flow\ndef mine(): ...\n"
+    (found,) = findings_of(tmp_path, source, "mine")
+    sys.modules.pop("helpers_of_mine", None)
+    assert f"mine.py:mine can't be imported: {os.path.relpath(tmp_path, ROOT)}/" in found
+    assert expected in found
+
+
+def test_a_flow_whose_name_no_server_can_be_asked_for_is_told(tmp_path: Path) -> None:
+    (found,) = findings_of(tmp_path, "@flow(name='a#1')\ndef mine(): ...\n", "mine")
+    assert "a#1/local: the flow's name 'a#1' can't stand in a URL" in found
 
 
 def test_variadic_parameters_are_refused_where_the_server_does(tmp_path: Path) -> None:

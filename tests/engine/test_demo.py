@@ -11,7 +11,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 from pydantic import BaseModel
@@ -20,6 +20,7 @@ from deployments.commands._print import print_json, print_tables
 from tests.engine.waiting import SECONDS, processes_of, wait_until
 from tests.engine.words import Size, Sizes
 
+T = TypeVar("T")
 DEMO = [".venv/bin/python", "-m", "deployments", "demo"]
 
 
@@ -247,6 +248,31 @@ def test_models_are_tables_and_all_else_is_json(value: Any, expected: list[str] 
         text = re.sub("[\u2500-\u257f]", " ", printed.getvalue())
         lines = [" ".join(line.split()) for line in text.splitlines()]
         assert [line for line in lines if line] == expected
+
+
+class Open(BaseModel, extra="allow"):
+    pass
+
+
+class Page(BaseModel, Generic[T]):
+    rows: list[T]
+    note_: str
+
+
+def test_text_of_runs_and_models_is_text() -> None:
+    """No markup, no emoji codes, no escape sequences: of 8 bits neither, nor in JSON."""
+    hostile = "[/tmp] :smile: \x1b]0;title\x07\x9b31m"
+    shown = r"[/tmp] :smile: \u001b]0;title\u0007\u009b31m"
+    model = Open(**{hostile: hostile})
+    for value, count in ((Page[int](rows=[1], note_=hostile), 1), ([model], 2), ([hostile], 1)):
+        file = io.StringIO()
+        print_tables(value, file)
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", file.getvalue()), file.getvalue()
+        assert file.getvalue().count(shown) == count, file.getvalue()
+        assert ("Page[int]" in file.getvalue()) == isinstance(value, Page)
+    as_json = io.StringIO()
+    print_json([hostile], as_json)
+    assert json.loads(as_json.getvalue()) == [hostile]
 
 
 def test_json_of_what_json_has_not() -> None:

@@ -6,6 +6,8 @@ import importlib
 import inspect
 
 import pytest
+from prefect.cli.deploy._config import _load_deploy_configs_and_actions
+from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.logging import configuration
 
 
@@ -50,3 +52,9 @@ def test_logging_is_set_up_afresh_where_this_is_empty() -> None:
     remembered = getattr(configuration, "PROCESS_LOGGING_CONFIG", None)
     assert isinstance(remembered, dict), "see _warm_process.py in deployments"
     assert "PROCESS_LOGGING_CONFIG" in configuration.setup_logging.__code__.co_names
+
+
+def test_prefect_deploy_reads_its_file_with_this_model() -> None:
+    """`_check.py` asks it what `prefect deploy` would not take."""
+    names = _load_deploy_configs_and_actions.__code__.co_names
+    assert PrefectYamlModel.__name__ in names, "see _check.py in deployments"

@@ -32,8 +32,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.states import Crashed, Failed
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
-from deployments.commands._manifest import ROOT
+from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._processes import (
     TemporaryServer,
     free_port,
@@ -275,7 +276,30 @@ async def test_development_and_production(client: PrefectClient, project: Projec
         parent = await run(f"nightly/{stage}", days=[1])
         load = await client.read_deployment_by_name(f"load/{stage}")
         assert [run.deployment_id for run in await children_of(client, parent)] == [load.id]
-    assert load.job_variables["env"] == {"STAGE": "prod"}
+
+
+@pytest.mark.parametrize("on", ["checkout", "clone"])
+async def test_development_and_production_have_what_runs_need(project: Project, on: str) -> None:
+    """A variable of one stage is added to those of all, for `check` as for a worker."""
+    path = project.path / "switched.yaml"
+    text = (project.path / "prefect.yaml").read_text()
+    text = text.replace("<<: *checkout\n", f"<<: *{on}\n").replace("*on_checkout", f"*on_{on}")
+    block = "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"
+    path.write_text(text.replace("&results {}", f"&results {{{block}: s3-bucket/results}}"))
+    check = "from deployments.commands._check import *; print(list(check_manifest(Path('{}'))))"
+    assert project.run(f'python -c "{check.format(path.name)}"') == "[]\n"
+
+    template = ProcessWorker.get_default_base_job_template()
+    env = {}
+    for entry in Manifest.load(path).deployments:
+        if entry.entrypoint == "flows/load.py:load" and entry.work_pool.name == "local":
+            job: Any = await ProcessJobConfiguration.from_template_and_values(
+                template, entry.declared["work_pool"]["job_variables"]
+            )
+            env[entry.name] = job.env
+            assert entry.work_pool.job_variables.env == job.env
+    assert env["prod"] == {**env["local"], "STAGE": "prod"}
+    assert block in env["prod"]
 
 
 @pytest.mark.slow

@@ -69,13 +69,14 @@ class Command:
     """The command while it runs, on a terminal of its own or on none.
 
     Attributes:
-        text: What it has said on standard error so far.
+        raw: What it has said on standard error so far.
+        text: The same, without what moves a terminal's cursor.
     """
 
     def __init__(self, process: "subprocess.Popen[bytes]", output: int) -> None:
         self.process = process
         self._output = output
-        self._text = b""
+        self.raw = b""
 
     @property
     def text(self) -> str:
@@ -86,8 +87,8 @@ class Command:
                 break
             if not some:
                 break
-            self._text += some
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._text.decode())
+            self.raw += some
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw.decode())
 
     def says(self, what: str) -> str:
         wait_until(lambda: what in self.text or self.process.poll() is not None, f"says {what!r}")
@@ -239,6 +240,11 @@ async def test_it_is_left_running(
     arguments = ["run", "step/nobody", "-p", "name=a"]
     with running(arguments, faulty, env, terminal=how != "no terminal") as command:
         run_id = command.run_id()
+        name = r"\S+"
+        if how != "no terminal":  # there it shows what it has read
+            name = "renamed"
+            await client.update_flow_run(run_id, name=name)
+            command.says(name)
         if how == "twice":
             command.type("\x03")
             command.says("atching? ")
@@ -246,7 +252,7 @@ async def test_it_is_left_running(
         else:
             command.process.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
         assert command.process.wait(60) == 130
-        assert re.search(rf"\n\S+ is left running: http\S+{run_id}", command.text), command.text
+        assert re.search(rf"\n{name} is left running: http\S+{run_id}", command.text), command.text
         assert "Traceback" not in command.text
     run = await client.read_flow_run(run_id)
     assert run.state is not None
@@ -280,8 +286,15 @@ async def test_children_of_children(
         first = await add_child(client, run_id, "first", Running())
         await add_child(client, run_id, "second", Running(), Completed())
         await add_child(client, first.id, "below", Running(), Crashed(message="gone"))
+        skipped: State[None] = Completed(name="Skipped [/data/in is empty]")
+        await add_child(client, run_id, "third [b] \x1b]0;x\x07", Running(), skipped)
+        failed: State[None] = Failed(message="\x1b[8m[/]")
+        await add_child(client, run_id, "\x9b8m", Running(), failed)
         await client.set_flow_run_state(run_id, Completed(), force=True)
         assert command.process.wait(60) == 0
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", command.raw.decode())
+        assert r"└ third [b] \u001b]0;x\u0007  Skipped [/data/in is empty] " in command.text
+        assert "\n" + r"\u009b8m Failed: \u001b[8m[/]" + "\n" in command.text
         lines = [" ".join(line.split()[:3]) for line in command.text.splitlines()]
         shown = lines[lines.index("run state seconds") :]
         assert [line.rstrip("0123456789. ") for line in shown[1:5]] == [

@@ -67,7 +67,11 @@ def test_names_are_in_kebab_case_and_the_package_in_snake_case(
     template: Path, tmp_path: Path
 ) -> None:
     path = clone(template, tmp_path / "clone")
+    note = path / "docker" / 'größe "1".md'  # git quotes such names
+    note.write_text("Of parent-flows.\n")
+    commit(path, "A note")
     succeed(path, "make", "init", "NAME=acme_pipelines")
+    assert note.read_text() == "Of acme-pipelines.\n"
     assert re.search("(?m)^name: .*acme-pipelines$", (path / "prefect.yaml").read_text())
     assert 'name = "acme_pipelines"' in (path / "pyproject.toml").read_text()
     assert "(http" not in (path / "README.md").read_text().splitlines()[0]
