@@ -103,7 +103,8 @@ class Stubs:
             self.calls.append((name, parameters))
             return function(**parameters)
 
-        options: Any = {"name": name, "persist_result": True, "result_serializer": "json"}
+        serializer = "json" if isinstance(child, str) else child.result_serializer
+        options: Any = {"name": name, "persist_result": True, "result_serializer": serializer}
         stand_ins[name] = flow(**options)(stand_in)
 
 
