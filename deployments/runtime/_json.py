@@ -108,9 +108,11 @@ def mark(data: Any) -> Any:
     return UNREAD[type(data)](data) if type(data) in UNREAD else data
 
 
-def is_unread(value: Any) -> bool:
-    """Tell whether a part of marked data was read by no type."""
-    return type(value) in UNREAD.values()
+def count_unread(value: Any) -> int:
+    """Return how many parts of what became of marked data were read by no type."""
+    if type(value) in UNREAD.values():
+        return 1
+    return sum(map(count_unread, _parts(value).values()))
 
 
 def is_equal(value: Any, arrived: Any) -> bool:
@@ -119,7 +121,7 @@ def is_equal(value: Any, arrived: Any) -> bool:
     JSON has one kind of array, so a list is as good as a tuple. Where no type has read marked
     data, it is as good as the value whose JSON it is.
     """
-    if is_unread(arrived):
+    if type(arrived) in UNREAD.values():
         return _same_data(value, arrived)
     kind = _kind(value)
     if kind is None or kind != _kind(arrived):
@@ -128,7 +130,8 @@ def is_equal(value: Any, arrived: Any) -> bool:
     if isinstance(value, BaseModel):  # its serializer may have added to it: a block's does
         theirs = {key: part for key, part in theirs.items() if key in ours}
     if isinstance(value, SETS):
-        return value == arrived or (all(map(is_unread, arrived)) and _same_data(value, arrived))
+        unread = count_unread(arrived) == len(arrived)
+        return value == arrived or (unread and _same_data(value, arrived))
     return len(ours) == len(theirs) and all(
         is_equal(key, other) and is_equal(part, other_part)
         for (key, part), (other, other_part) in zip(ours.items(), theirs.items(), strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations  # or `Serializer[Any]` would be made a seria
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Self, TypeVar, get_args, get_origin
 
 from prefect.client.schemas.objects import State
@@ -22,10 +22,10 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 from pydantic_core import CoreConfig, CoreSchema, SchemaValidator
 
 from deployments.runtime._json import (
+    count_unread,
     find_excluded,
     holds_secret,
     is_equal,
-    is_unread,
     mark,
     may_be_secret,
     sort_sets,
@@ -132,10 +132,17 @@ class Returns(Generic[R]):
 
     def _load_json(self, data: Any, serializer: Serializer[Any]) -> R:
         """Return that of which the child would have written the same data."""
+
+        def write(value: R) -> Any:
+            try:
+                return serializer.loads(serializer.dumps(value))
+            except Exception as error:  # a serializer of the user's may raise anything
+                raise _changed(()) from error
+
         problems: list[Exception] = []
         for by_alias in (False, True):  # Prefect writes names, but a model may write aliases
             try:
-                result: R = self._read(data, by_alias)
+                result = self._read(data, by_alias)
             except ValidationError as error:
                 problems.append(error)
                 continue
@@ -146,75 +153,77 @@ class Returns(Generic[R]):
                 )
             if field := find_excluded(result):
                 raise Unreadable(f"may have lost {field}, which is not in JSON (exclude=True)")
-            place = self._find_change(result, data, serializer)
-            if place is not None:  # or no type has read it there
-                marked = self._read(data, by_alias, marked=True)
-                place = self._find_change(marked, data, serializer)
-            if place is None:
-                self._refuse_unsure(result, data, serializer, by_alias)
-                return result
-            problems.append(_changed(place))
+            written = write(result)
+            place = self._find_change(result, written, data)
+            # What was written with its class is plain data only where no type reads it.
+            lost = _count_classes(data) - _count_classes(written)
+            if lost > 0 and count_unread(self._read(data, by_alias, mark=mark)) < lost:
+                place = place or ()
+            if place is not None:
+                problems.append(_changed(place))
+                continue
+            for turn in range(max(map(_widest_union, self._schemas.values()))):
+                with contextlib.suppress(ValidationError):
+                    other = self._read(data, by_alias, turn)
+                    if is_equal(result, other):
+                        continue
+                    other_written = write(other)
+                    # A text, for one, is no date: that would have been written with its class.
+                    if _count_classes(other_written) != _count_classes(written):
+                        continue
+                    if self._find_change(other, other_written, data) is None:
+                        raise Unreadable(
+                            "may be one or another member of a union, whose JSON is the same: make "
+                            f"it one type, or tell them apart by a discriminator, or {ADVICE}"
+                        )
+            return result
         raise problems[-1]
 
-    def _refuse_unsure(
-        self, result: Any, data: Any, serializer: Serializer[Any], by_alias: bool
-    ) -> None:
-        """Refuse data that two members of a union have in common, such as those of `str | date`."""
-        strict = self._find_change(result, data, serializer, strict=True) is None
-        for turn in range(max(map(_widest_union, self._schemas.values()))):
-            with contextlib.suppress(ValidationError):
-                other = self._read(data, by_alias, turn)
-                if is_equal(result, other):
-                    continue
-                if self._find_change(other, data, serializer, strict) is None:
-                    raise Unreadable(
-                        "may be one or another member of a union, whose JSON is the same: make it "
-                        f"one type, or tell them apart by a discriminator, or {ADVICE}"
-                    )
+    def _find_change(self, value: R, ours: Any, theirs: Any) -> Place | None:
+        """Return where a value is written as other data than the given, if anywhere."""
+        ours, theirs = (sort_sets(value, _unwrap(data)) for data in (ours, theirs))
+        return _find_difference(ours, theirs, (), self._whole)
 
     def _read(
-        self, data: Any, by_alias: bool = True, turn: int | None = None, *, marked: bool = False
-    ) -> Any:
+        self,
+        data: Any,
+        by_alias: bool = True,
+        turn: int | None = None,
+        mark: Callable[[Any], Any] = lambda data: data,
+    ) -> R:
         """Return JSON data as the annotation wants it.
 
         Args:
             data: What is read.
             by_alias: Whether by the aliases of fields, too.
             turn: Which member of each union is tried first; by default, that which fits best.
-            marked: Mark what no type reads.
+            mark: Marks the data of classes that the annotation does not name.
 
         Raises:
             ValidationError: It does not fit.
         """
 
-        def restore(data: Any) -> Any:
-            """Take Prefect's wrapper, a class by name and its data, off what JSON does not know."""
-            name, inner = _unwrap(data)
-            if name is None and inner is data:
-                if isinstance(data, list):
-                    return [restore(each) for each in data]
-                if isinstance(data, dict):
-                    return {key: restore(each) for key, each in data.items()}
-                return data
+        def restore(name: str, data: Any) -> Any:
             # The class tells the members of a union apart. Only those that the annotation names:
             # the child's own have other modules here, and a name in data must import nothing.
-            if cls := self._find_class(name):
+            if cls := self._classes.get(name) or self._classes.get(_short(name)):
                 with contextlib.suppress(PydanticSchemaGenerationError, ValidationError):
                     # As JSON, which strict types take for dates, and some have bytes in base64.
-                    return self._validator(cls, turn).validate_json(
-                        json.dumps(inner), by_alias=by_alias, by_name=True
-                    )
-            return mark(inner) if marked else inner
+                    text = json.dumps(data)
+                    validator = self._validator(cls, turn)
+                    return validator.validate_json(text, by_alias=by_alias, by_name=True)
+            return mark(data)
 
-        return self._validator(None, turn).validate_python(
-            restore(data), by_alias=by_alias, by_name=True
+        value: R = self._validator(None, turn).validate_python(
+            _unwrap(data, restore), by_alias=by_alias, by_name=True
         )
+        return value
 
     def _validator(self, cls: type | None, turn: int | None) -> SchemaValidator:
         """Return what reads a class, or the annotation."""
         if (cls, turn) not in self._validators:
             if cls not in self._schemas:
-                self._schemas[cls] = _core_schema(cls)
+                self._schemas[cls] = TypeAdapter[Any](cls).core_schema  # type: ignore[arg-type]
             schema = self._schemas[cls]
             # The parts of a schema have validators already, in which no union takes turns.
             self._validators[cls, turn] = SchemaValidator(
@@ -223,46 +232,6 @@ class Returns(Generic[R]):
                 _use_prebuilt=turn is None,
             )
         return self._validators[cls, turn]
-
-    def _find_class(self, name: str | None) -> type | None:
-        return self._classes.get(name or "") or self._classes.get(_short(name or ""))
-
-    def _find_change(
-        self, value: Any, data: Any, serializer: Serializer[Any], strict: bool = False
-    ) -> Place | None:
-        """Return where a value would be written as other data, if anywhere.
-
-        Args:
-            value: What was read.
-            data: What it was read of.
-            serializer: What wrote it.
-            strict: Take no plain data for what is written with the name of its class.
-        """
-
-        def differ(value: Any, ours: Any, theirs: Any, place: Place) -> Place | None:
-            (our_name, our_data), (their_name, their_data) = _unwrap(ours), _unwrap(theirs)
-            if their_name is not None:
-                cls = self._find_class(their_name)
-                if type(value) is not cls if cls else our_name is None and not is_unread(value):
-                    return place
-            elif our_name is not None and strict:
-                return place
-            parts: Any = None
-            if our_data is ours and their_data is theirs and _are_alike(ours, theirs, self._whole):
-                if isinstance(value, dict) and len(value) == len(ours):
-                    parts = zip(ours, value.values(), strict=True)
-                elif isinstance(value, list | tuple):
-                    parts = enumerate(value)
-            if parts is None:
-                ours, theirs = sort_sets(value, our_data), sort_sets(value, their_data)
-                return _find_difference(ours, theirs, place, self._whole)
-            found = (differ(part, ours[key], theirs[key], (*place, key)) for key, part in parts)
-            return next((each for each in found if each is not None), None)
-
-        try:
-            return differ(value, serializer.loads(serializer.dumps(value)), data, ())
-        except Exception:  # noqa: BLE001 - what can't be written was not written
-            return ()
 
 
 def _changed(place: Place) -> Unreadable:
@@ -295,21 +264,30 @@ def _are_alike(ours: Any, theirs: Any, whole: bool) -> bool:
     return isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs)
 
 
-def _unwrap(data: Any) -> tuple[str | None, Any]:
-    """Return a class by name and its data, if Prefect wrapped it; or None and the data."""
+def _unwrap(data: Any, read: Callable[[str, Any], Any] = lambda _, data: data) -> Any:
+    """Take Prefect's wrapper, a class by name and its data, off what JSON does not know."""
+    if isinstance(data, list):
+        return [_unwrap(each, read) for each in data]
     if not isinstance(data, dict):
-        return None, data
+        return data
     if data.keys() == EXCEPTION:
         raise Unreadable(
             "is or holds an exception, of which JSON has no more than its text: raise it, or "
             "return its text"
         )
-    name = data.get("__class__")
-    if data.keys() != WRAPPER or not isinstance(name, str) or "." not in name:
-        return None, data
+    name = str(data.get("__class__"))
+    if data.keys() != WRAPPER or "." not in name:
+        return {key: _unwrap(each, read) for key, each in data.items()}
     if name == STATE:  # a flow returned a future, or some
-        return None, data["data"]["data"]["result"]
-    return name, data["data"]
+        return data["data"]["data"]["result"]
+    return read(name, data["data"])
+
+
+def _count_classes(data: Any) -> int:
+    """Return how many values Prefect has written with their class."""
+    names: list[str] = []
+    _unwrap(data, lambda name, _: names.append(name))
+    return len(names)
 
 
 def _without_decoder(serializer: Serializer[Any]) -> Serializer[Any] | None:
