@@ -8,6 +8,7 @@ from typing import Any, NotRequired, cast, get_type_hints
 
 from prefect.flows import Flow
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic_core import CoreConfig, SchemaValidator
 from typing_extensions import TypedDict
 
 from deployments.runtime._json import (
@@ -223,6 +224,6 @@ def _adapter(
     schema.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
     adapter = TypeAdapter(cast(Any, schema))
     if may_be_secret(adapter.core_schema):
-        schema.__pydantic_config__["hide_input_in_errors"] = True
-        adapter = TypeAdapter(cast(Any, schema))
+        config = CoreConfig(title=name, hide_input_in_errors=True)
+        adapter.validator = SchemaValidator(adapter.core_schema, config)
     return adapter

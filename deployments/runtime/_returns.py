@@ -156,8 +156,8 @@ class Returns(Generic[R]):
             written = write(result)
             place = self._find_change(result, written, data)
             # What was written with its class is plain data only where no type reads it.
-            lost = _count_classes(data) - _count_classes(written)
-            if lost > 0 and count_unread(self._read(data, by_alias, mark=mark)) < lost:
+            lost = _count_lost(written, data) if self._whole else 0
+            if lost and count_unread(self._read(data, by_alias, mark=mark)) < lost:
                 place = place or ()
             if place is not None:
                 problems.append(_changed(place))
@@ -246,7 +246,7 @@ def _find_difference(ours: Any, theirs: Any, place: Place, whole: bool) -> Place
     """Return where two pieces of JSON data differ, if anywhere."""
     if not _are_alike(ours, theirs, whole):
         if isinstance(ours, dict) and isinstance(theirs, dict):
-            odd = (key for key in (*theirs, *ours) if key not in ours or key not in theirs)
+            odd = (key for key in (*ours, *theirs) if key not in ours or key not in theirs)
             return (*place, next(odd))
         same = ours == theirs or (ours != ours and theirs != theirs)  # or both are NaN
         return None if same else place
@@ -275,12 +275,18 @@ def _unwrap(data: Any, read: Callable[[str, Any], Any] = lambda _, data: data) -
             "is or holds an exception, of which JSON has no more than its text: raise it, or "
             "return its text"
         )
-    name = str(data.get("__class__"))
-    if data.keys() != WRAPPER or "." not in name:
-        return {key: _unwrap(each, read) for key, each in data.items()}
-    if name == STATE:  # a flow returned a future, or some
+    if _has_class(data):
+        return read(data["__class__"], data["data"])
+    if data.keys() == WRAPPER and data["__class__"] == STATE:  # a flow returned a future, or some
         return data["data"]["data"]["result"]
-    return read(name, data["data"])
+    return {key: _unwrap(each, read) for key, each in data.items()}
+
+
+def _has_class(data: Any) -> bool:
+    """Tell whether Prefect has written data with its class."""
+    if not isinstance(data, dict) or data.keys() != WRAPPER:
+        return False
+    return "." in str(data["__class__"]) and data["__class__"] != STATE
 
 
 def _count_classes(data: Any) -> int:
@@ -288,6 +294,16 @@ def _count_classes(data: Any) -> int:
     names: list[str] = []
     _unwrap(data, lambda name, _: names.append(name))
     return len(names)
+
+
+def _count_lost(ours: Any, theirs: Any) -> int:
+    """Return how many values were written with their class, and would not be again."""
+    if _has_class(ours) or _has_class(theirs):
+        return int(not _has_class(ours))
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return sum(_count_lost(ours[key], theirs[key]) for key in ours.keys() & theirs.keys())
+    both_lists = isinstance(ours, list) and isinstance(theirs, list)
+    return sum(map(_count_lost, ours, theirs)) if both_lists else 0
 
 
 def _without_decoder(serializer: Serializer[Any]) -> Serializer[Any] | None:
