@@ -123,7 +123,7 @@ def is_equal(value: Any, arrived: Any) -> bool:
     """
     if type(arrived) in UNREAD.values():
         return _same_data(value, arrived)
-    kind = _kind(value)
+    kind = None if value is arrived else _kind(value)
     if kind is None or kind != _kind(arrived):
         return _equals(value, arrived)
     ours, theirs = _parts(value), _parts(arrived)

@@ -132,13 +132,6 @@ class Returns(Generic[R]):
 
     def _load_json(self, data: Any, serializer: Serializer[Any]) -> R:
         """Return that of which the child would have written the same data."""
-
-        def write(value: R) -> Any:
-            try:
-                return serializer.loads(serializer.dumps(value))
-            except Exception as error:  # a serializer of the user's may raise anything
-                raise _changed(()) from error
-
         problems: list[Exception] = []
         for by_alias in (False, True):  # Prefect writes names, but a model may write aliases
             try:
@@ -153,36 +146,34 @@ class Returns(Generic[R]):
                 )
             if field := find_excluded(result):
                 raise Unreadable(f"may have lost {field}, which is not in JSON (exclude=True)")
-            written = write(result)
-            place = self._find_change(result, written, data)
+            try:
+                written = serializer.loads(serializer.dumps(result))
+                place = _find_change(result, written, data, self._whole)
+            except Exception:  # noqa: BLE001 - a serializer of the user's may raise anything
+                problems.append(_changed(()))
+                continue
             # What was written with its class is plain data only where no type reads it.
-            lost = _count_lost(written, data) if self._whole else 0
+            lost = _count_lost(written, data) if self._whole and written != data else 0
             if lost and count_unread(self._read(data, by_alias, mark=mark)) < lost:
                 place = place or ()
             if place is not None:
                 problems.append(_changed(place))
                 continue
             for turn in range(max(map(_widest_union, self._schemas.values()))):
-                with contextlib.suppress(ValidationError):
+                same = False
+                with contextlib.suppress(Exception):  # what it does not read or write, it was not
                     other = self._read(data, by_alias, turn)
-                    if is_equal(result, other):
-                        continue
-                    other_written = write(other)
+                    again = serializer.loads(serializer.dumps(other))
                     # A text, for one, is no date: that would have been written with its class.
-                    if _count_classes(other_written) != _count_classes(written):
-                        continue
-                    if self._find_change(other, other_written, data) is None:
-                        raise Unreadable(
-                            "may be one or another member of a union, whose JSON is the same: make "
-                            f"it one type, or tell them apart by a discriminator, or {ADVICE}"
-                        )
+                    same = _count_classes(again) == _count_classes(written)
+                    same = same and _find_change(other, again, written) is None
+                if same and not is_equal(result, other):
+                    raise Unreadable(
+                        "may be one or another member of a union, whose JSON is the same: make it "
+                        f"one type, or tell them apart by a discriminator, or {ADVICE}"
+                    )
             return result
         raise problems[-1]
-
-    def _find_change(self, value: R, ours: Any, theirs: Any) -> Place | None:
-        """Return where a value is written as other data than the given, if anywhere."""
-        ours, theirs = (sort_sets(value, _unwrap(data)) for data in (ours, theirs))
-        return _find_difference(ours, theirs, (), self._whole)
 
     def _read(
         self,
@@ -240,6 +231,14 @@ def _changed(place: Place) -> Unreadable:
         f"would arrive as another value than was returned{at}: let its type read what it writes, "
         f"or {ADVICE}"
     )
+
+
+def _find_change(value: Any, ours: Any, theirs: Any, whole: bool = True) -> Place | None:
+    """Return where two ways to write a value differ, if anywhere; a set has no order."""
+    if ours == theirs:
+        return None
+    ours, theirs = (sort_sets(value, _unwrap(data)) for data in (ours, theirs))
+    return _find_difference(ours, theirs, (), whole)
 
 
 def _find_difference(ours: Any, theirs: Any, place: Place, whole: bool) -> Place | None:

@@ -376,6 +376,12 @@ def one_of_many() -> list[dt.date | int | str | uuid.UUID | None]:
 
 
 @flow
+def by_date_or_text() -> dict[dt.date | str, int]:
+    """Return texts as keys, that look like dates: JSON has no others."""
+    return {"2013-01-31": 1}
+
+
+@flow
 def set_or_list() -> list[set[int] | list[int]]:
     """Return one of each."""
     return [{1}, [1]]

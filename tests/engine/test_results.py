@@ -195,6 +195,10 @@ def test_plain_data_stands_for_what_it_says() -> None:
 def test_the_caller_of_a_child_by_name_may_read_a_part() -> None:
     blob = JSONSerializer().dumps([returns.Puppy(name="Rex", weeks=8)])
     assert Returns(list[returns.Named]).load(blob, "json") == [{"name": "Rex"}]
+    wider: Any = returns.Cat | returns.Puppy
+    assert Returns[Any](list[wider]).load(blob, "json") == [returns.Puppy(name="Rex", weeks=8)]
+    blob = JSONSerializer().dumps([{"name": "Rex", "weeks": 8}])
+    assert Returns[Any](list[wider]).load(blob, "json") == [returns.Puppy(name="Rex", weeks=8)]
     aged: Any = create_model("Aged", age=(int, 0))
     with pytest.raises(Unreadable, match=f"{ANOTHER} at 0.age"):
         Returns[Any](list[aged]).load(blob, "json")
