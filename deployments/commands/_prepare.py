@@ -86,4 +86,6 @@ def _read_parameters(
     try:
         return to_json(flow, parameters, validate_some(flow, parameters))
     except ValidationError as error:
-        raise ValueError(f"{flow.name}: {first_problem(error)}") from None
+        shown = "input_value=" in str(error)  # not where it may be a secret
+        wrong = f", not {error.errors()[0]['input']!r:.200}" if shown else ""
+        raise ValueError(f"{first_problem(error)}{wrong}") from None
