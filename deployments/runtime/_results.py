@@ -177,7 +177,7 @@ async def _read_warning(state: State[Any]) -> str:
 async def _read_exception(state: State[Any], returns: Returns[Any]) -> BaseException | None:
     with contextlib.suppress(Exception):  # the state's message says what happened
         kind = state.data.serializer.type
-        value = await _read(state, returns, lambda blob: returns.decode(blob, kind)[0])
+        value = await _read(state, returns, lambda blob: returns.decode(blob, kind)[1])
         if isinstance(value, dict) and value.keys() == EXCEPTION:
             value = prefect_json_object_decoder(value)
         if isinstance(value, BaseException):

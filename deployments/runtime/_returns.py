@@ -106,25 +106,24 @@ class Returns(Generic[R]):
             Unreadable: It would be another value, or nothing tells which it was.
             Exception: Whatever the serializer raises.
         """
-        data, plain = self.decode(blob, written_by)
-        if plain is not None:
-            return self._load_json(data, plain)
+        serializer, data = self.decode(blob, written_by)
+        if _is_plain_json(serializer):
+            return self._load_json(data, serializer)
         result: R = self._read(data)
-        if not is_equal(data, result):
-            raise _changed(())
-        return result
+        if is_equal(data, result) or is_equal(data, serializer.loads(serializer.dumps(result))):
+            return result
+        raise _changed(())
 
-    def decode(self, blob: bytes, written_by: str) -> tuple[Any, Serializer[Any] | None]:
-        """Return what a serializer wrote; if it is Prefect's JSON, as it is, with the serializer.
+    def decode(self, blob: bytes, written_by: str) -> tuple[Serializer[Any], Any]:
+        """Return what a serializer wrote, and the serializer; Prefect's JSON stays as it is.
 
         Raises:
             Unreadable: It is not a serializer of ours: another may run what it reads.
             Exception: Whatever the serializer raises.
         """
-        for serializer in self._serializers:
+        for serializer in map(_without_decoder, self._serializers):
             if serializer.type == written_by:
-                plain = _without_decoder(serializer)
-                return (plain or serializer).loads(blob), plain
+                return serializer, serializer.loads(blob)
         raise Unreadable(
             f"was written by the serializer {written_by!r}, not {self._serializers[0].type!r}: "
             "give its flow a result_serializer, and make the deployed code and this parent's agree"
@@ -305,8 +304,8 @@ def _count_lost(ours: Any, theirs: Any) -> int:
     return sum(map(_count_lost, ours, theirs)) if both_lists else 0
 
 
-def _without_decoder(serializer: Serializer[Any]) -> Serializer[Any] | None:
-    """Return a serializer that leaves JSON as it is, if the given one is Prefect's for JSON.
+def _without_decoder(serializer: Serializer[Any]) -> Serializer[Any]:
+    """Return a serializer that leaves JSON as it is, where the given one is Prefect's for JSON.
 
     Its decoder imports the classes that the data names (`prefect_json_object_decoder`).
     """
@@ -315,9 +314,14 @@ def _without_decoder(serializer: Serializer[Any]) -> Serializer[Any] | None:
         return serializer.model_copy(update={"object_decoder": None, "loads_kwargs": options})
     if isinstance(serializer, CompressedSerializer):
         inner = _without_decoder(serializer.serializer)
-        if inner is not None:
-            return serializer.model_copy(update={"serializer": inner})
-    return None
+        return serializer.model_copy(update={"serializer": inner})
+    return serializer
+
+
+def _is_plain_json(serializer: Serializer[Any]) -> bool:
+    if isinstance(serializer, CompressedSerializer):
+        return _is_plain_json(serializer.serializer)
+    return isinstance(serializer, JSONSerializer) and serializer.object_decoder is None
 
 
 def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -208,6 +208,8 @@ def test_what_is_not_json_is_compared_itself() -> None:
     doubled = returning(returns.doubled_itself.fn.__annotations__["return"])
     with pytest.raises(Unreadable, match=ANOTHER):
         sent(doubled.with_options(result_serializer="pickle"), 2)
+    own = returning(dict[int, int], result_serializer=JSONSerializer(object_decoder=None))
+    assert sent(own, {1: 2}) == {1: 2}
 
 
 def test_a_state_decides_neither_what_reads_a_result_nor_where_it_is(
