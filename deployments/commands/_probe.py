@@ -165,7 +165,7 @@ async def _find_alive(client: PrefectClient, pool: str, workers: list[Worker]) -
 
 async def _find_unreadable(state: State[Any]) -> str | None:
     try:
-        await read_value(state, Returns(Any))
+        await read_value(state, Returns.of(maintenance.cancel_orphans))
     except Unreadable as error:
         reason = _one_line(str(error))
         if _in_block(state):
