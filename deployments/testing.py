@@ -105,7 +105,8 @@ class Stubs:
             value = function(**parameters)
             return await value if inspect.isawaitable(value) else value
 
-        options: Any = {"name": name, "persist_result": True, "result_serializer": "json"}
+        serializer = "json" if isinstance(child, str) else child.result_serializer
+        options: Any = {"name": name, "persist_result": True, "result_serializer": serializer}
         stand_ins[name] = flow(**options)(stand_in)
 
 

@@ -25,7 +25,7 @@ from deployments.commands._notice import Flows, check_automations, check_noticed
 from deployments.commands._outputs import check_outputs
 from deployments.commands._returns import check_return
 from deployments.commands._services import COMPOSE_FILE, check_services
-from deployments.runtime import find_refused, validate_some
+from deployments.runtime import find_refused, is_parent, validate_some
 
 VARIABLE = re.compile(r"{{\s*\$(\w+)\s*}}")
 
@@ -71,11 +71,13 @@ def _check_manifest(path: Path, names: tuple[str, ...]) -> Iterator[str]:
     for findings in (check_pools(manifest.definitions, flows), check_automations(manifest)):
         yield from (f"{path.name}: {finding}" for finding in findings)
     yield from check_services(manifest, path.parent / COMPOSE_FILE)
+    calls = {name: list(find_child_calls(flow, of.name)) for name, (of, flow) in flows.items()}
+    called = {call.deployment for each in calls.values() for call in each}
     for name, (deployment, flow) in flows.items():
         if names and deployment.name not in names:
             continue
         for findings in (
-            _check_flow(deployment, flow),
+            _check_flow(deployment, flow, result_is_read=name in called or not is_parent(flow)),
             check_noticed(manifest.definitions, flows, name),
             _check_queue(manifest, deployment),
             check_blocks(deployment),
@@ -83,7 +85,7 @@ def _check_manifest(path: Path, names: tuple[str, ...]) -> Iterator[str]:
             check_job_variables(manifest, deployment),
         ):
             yield from (f"{path.name}: {name}: {finding}" for finding in findings)
-        for call in find_child_calls(flow, deployment.name):
+        for call in calls[name]:
             for finding in _check_call(manifest, flows, name, call):
                 yield f"{call.place}: {finding}"
 
@@ -102,7 +104,9 @@ def _require_model(path: Path) -> None:
         raise ValueError(f"{path}: {first_problem(error)}") from error
 
 
-def _check_flow(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
+def _check_flow(
+    deployment: Deployment, flow: Flow[..., Any], result_is_read: bool
+) -> Iterator[str]:
     try:
         check_name(flow.name)
     except ValueError as error:
@@ -110,14 +114,15 @@ def _check_flow(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
     persists = flow.persist_result
     if persists is None:
         persists = get_current_settings().results.persist_by_default
-    if not persists:
+    if result_is_read and not persists:
         yield (
             "a parent can't read its result, since it is not persisted: remove "
             "persist_result=False, or set results.persist_by_default in prefect.toml"
         )
     try:
         yield from _check_parameters(deployment, flow)
-        yield from check_return(flow)
+        if result_is_read:
+            yield from check_return(flow)
     except TypeError as error:  # an annotation can't be resolved
         yield str(error)
 

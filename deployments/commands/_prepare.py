@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from deployments.commands._check import required_parameters
 from deployments.commands._manifest import Deployment, Manifest, first_problem
-from deployments.runtime import Returns, is_parent, to_json, type_hints, validate_some
+from deployments.runtime import Returns, is_parent, to_json, validate_some
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def prepare(name: str | None, given: list[str], pool_type: str | None = None) ->
         where = f" in a work pool of type {pool_type}" if pool_type else ""
         raise ValueError(f"prefect.yaml has no {what}{where}, only {', '.join(there)}")
     try:
-        returns = Returns[Any](type_hints(flow.name, flow.fn).get("return", Any))
+        returns = Returns[Any].of(flow)
     except Exception as error:  # a type of the user's may raise anything
         raise ValueError(f"{flow.name}: what it returns can't be read: {error!r}") from error
     parameters = _read_parameters(flow, deployment, given)
@@ -86,5 +86,6 @@ def _read_parameters(
     try:
         return to_json(flow, parameters, validate_some(flow, parameters))
     except ValidationError as error:
-        wrong = repr(error.errors()[0]["input"])[:200]
-        raise ValueError(f"{first_problem(error)}, not {wrong}") from None
+        shown = "input_value=" in str(error)  # not where it may be a secret
+        wrong = f", not {error.errors()[0]['input']!r:.200}" if shown else ""
+        raise ValueError(f"{first_problem(error)}{wrong}") from None

@@ -21,7 +21,6 @@ from deployments.runtime import (
     Unreadable,
     cancel_run,
     explain_unstarted,
-    last_warning,
     online_workers,
     read_value,
 )
@@ -76,7 +75,7 @@ async def probe_workers(client: PrefectClient, name: str) -> AsyncIterator[str]:
                 yield f"{name} does not complete on worker {worker}{place}: {reason}"
             elif not in_process and not _in_block(run.state):
                 in_volume.append(worker)  # `check_manifest` looks at it: only containers read it
-            elif problem := await _find_unreadable(run, run.state):
+            elif problem := await _find_unreadable(run.state):
                 yield f"the result of {name} on worker {worker} {problem}: look at {url_for(run)}"
         if len(in_volume) > 1:
             yield (
@@ -162,11 +161,11 @@ async def _find_alive(client: PrefectClient, pool: str, workers: list[Worker]) -
     return alive
 
 
-async def _find_unreadable(run: FlowRun, state: State[Any]) -> str | None:
+async def _find_unreadable(state: State[Any]) -> str | None:
     try:
-        await read_value(state, Returns(Any))
+        await read_value(state, Returns.of(maintenance.cancel_orphans))
     except Unreadable as error:
-        reason = _one_line(f"{error}{await last_warning(run.id)}")
+        reason = _one_line(str(error))
         if _in_block(state):
             return reason
         return (

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin
 
 from prefect.flows import Flow
 from prefect.settings import get_current_settings
-from pydantic import PydanticSchemaGenerationError, SecretBytes, SecretStr, TypeAdapter
+from pydantic import PydanticSchemaGenerationError, TypeAdapter
 
 from deployments.runtime import type_hints
 
@@ -36,6 +36,20 @@ NOT_JSON = {
     "is-subclass": "JSON has no classes: return data",
 }
 SECRET = "a secret arrives as asterisks: return the name of a Secret block"  # noqa: S105
+# Keys that `json` does not write: outside of a model, it meets them as they are.
+NOT_KEYS = {
+    "bytes",
+    "dataclass",
+    "date",
+    "datetime",
+    "decimal",
+    "frozenset",
+    "is-instance",
+    "model",
+}
+NOT_KEYS |= {"time", "timedelta", "tuple", "url", "uuid"}
+KEYS = "JSON has only text and numbers as keys: return those, a list of pairs, or a model"
+EXCLUDED = "it has a field that is not in JSON (exclude=True): return a model without it"
 # Keys of a core schema that hold what users wrote, not schemas.
 NOT_SCHEMAS = {"metadata", "default", "expected", "serialization"}
 
@@ -76,30 +90,47 @@ def _is_generator(annotation: Any) -> bool:
     )
 
 
-def _find(schema: Any) -> Iterator[str]:
-    """Yield what is wrong anywhere in a core schema: in its models and containers, too."""
+def _find(schema: Any, plain: bool = True) -> Iterator[str]:
+    """Yield what is wrong anywhere in a core schema: in its models and containers, too.
+
+    Args:
+        schema: The core schema.
+        plain: Whether Python's own `json` meets it, or pydantic, which writes models and sets.
+    """
     if isinstance(schema, list | tuple):
         for part in schema:
-            yield from _find(part)
+            yield from _find(part, plain)
     if not isinstance(schema, dict):
         return
     kind = schema.get("type")
     if "function" in (schema.get("serialization") or {}):  # its author knows
-        if kind == "json-or-python" and _is_secret(schema["json_schema"]):
+        if "_serialize_secret" in repr(schema["serialization"]):
             yield SECRET
         return
-    if isinstance(kind, str) and kind in NOT_JSON:
+    if schema.get("serialization_exclude"):
+        yield EXCLUDED
+    elif isinstance(kind, str) and kind in NOT_JSON:
         yield NOT_JSON[kind]
     elif kind == "json-or-python":
-        yield from _find(schema["json_schema"])
+        yield from _find(schema["json_schema"], plain)
     elif kind == "lax-or-strict":
-        yield from _find(schema["lax_schema"])
+        yield from _find(schema["lax_schema"], plain)
     else:
+        if kind == "dict" and plain and _has_other_keys(schema.get("keys_schema")):
+            yield KEYS
+        plain = plain and kind not in ("dataclass", "frozenset", "model", "set")
         for key, part in schema.items():
             if key not in NOT_SCHEMAS:
-                yield from _find(part)
+                yield from _find(part, plain)
 
 
-def _is_secret(schema: dict[str, Any]) -> bool:
-    made_by = schema.get("function", {}).get("function")
-    return isinstance(made_by, type) and issubclass(made_by, SecretStr | SecretBytes)
+def _has_other_keys(schema: Any) -> bool:
+    """Tell whether what a core schema reads may be a key that `json` does not write."""
+    if isinstance(schema, list | tuple):
+        return any(map(_has_other_keys, schema))
+    if not isinstance(schema, dict):
+        return False
+    if schema.get("type") == "enum":  # one of texts or numbers is one itself
+        return "sub_type" not in schema
+    parts = [schema[key] for key in schema if key not in NOT_SCHEMAS]
+    return schema.get("type") in NOT_KEYS or any(map(_has_other_keys, parts))

@@ -28,7 +28,7 @@ from deployments.runtime._orphans import (
 from deployments.runtime._parameters import find_refused, to_json, type_hints, validate_some
 from deployments.runtime._parent import is_parent, parent_flow
 from deployments.runtime._patience import is_passing, read_all
-from deployments.runtime._results import last_warning, read_value
+from deployments.runtime._results import read_value
 from deployments.runtime._returns import Returns, Unreadable
 from deployments.runtime._run import ChildRun
 from deployments.runtime._unstarted import explain_unstarted, online_workers
@@ -54,7 +54,6 @@ __all__ = [
     "find_refused",
     "is_parent",
     "is_passing",
-    "last_warning",
     "online_workers",
     "parent_flow",
     "raise_failures",

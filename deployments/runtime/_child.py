@@ -21,7 +21,6 @@ from deployments.runtime._parameters import (
     to_json,
     to_json_option,
     to_json_untyped,
-    type_hints,
     validate,
     with_defaults,
 )
@@ -145,8 +144,7 @@ def child(
         raise TypeError(f"child({target.name}): the flow's own annotation tells what it returns")
     if target.isgenerator:
         raise TypeError(f"child({target.name}): what a flow yields has no result: return a list")
-    returns = Returns(type_hints(target.name, target.fn).get("return", Any))
-    return Child(target.name, deployment, target, returns, timeout, options)
+    return Child(target.name, deployment, target, Returns.of(target), timeout, options)
 
 
 @dataclass(eq=False, repr=False)

@@ -1,4 +1,4 @@
-"""Values as JSON data: what a server can store of them, and what a run makes of it."""
+"""Values as JSON data: what a server can store of them, and whether it comes back equal."""
 
 import dataclasses
 import json
@@ -13,6 +13,10 @@ SETS = (set, frozenset)
 SECRETS = (Secret, SecretBytes, SecretStr)
 ARRAYS = (list, tuple, deque)
 IDENTITY: Any = object.__eq__
+# JSON data to be read, as subclasses: pydantic hands them on only where no type reads them.
+UNREAD: dict[type, Any] = {
+    kind: type("Unread", (kind,), {}) for kind in (str, int, float, list, dict)
+}
 
 
 def to_text(data: Any) -> str:
@@ -24,6 +28,8 @@ def to_text(data: Any) -> str:
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # NaN would become null
     if "\\u0000" in text.replace("\\\\", ""):
         raise ValueError("it has a NUL character, which Postgres does not store")
+    if '"__prefect_kind":' in text:  # a quote inside of a text has a backslash before it
+        raise ValueError("it has a key __prefect_kind, whose dict the server replaces")
     json.dumps(data, ensure_ascii=False).encode()  # fails for half of a surrogate pair
     return text
 
@@ -40,21 +46,32 @@ def to_plain(value: Any) -> Any:
 
 
 def sort_sets(value: Any, data: Any) -> Any:
-    """Return a value's JSON data with its sets in the same order in every process."""
+    """Return a value's JSON data with its sets in the same order in every process.
+
+    Raises:
+        ValueError: Two keys of a mapping are one in JSON.
+    """
     if isinstance(value, RootModel):
         return sort_sets(value.root, data)
+    if isinstance(data, list) and isinstance(value, SETS) and len(data) == len(value):
+        # The data may be of another process, where the set had another order.
+        elements = sorted(
+            value, key=lambda each: _unordered(to_jsonable_python(each, fallback=repr))
+        )
+        items = map(sort_sets, elements, sorted(data, key=_unordered))
+        return sorted(items, key=_sorting)
     parts = _parts(value)
     if isinstance(data, list) and len(data) == len(parts):
-        items = [sort_sets(part, item) for part, item in zip(parts.values(), data, strict=True)]
-        return sorted(items, key=_sorting) if isinstance(value, SETS) else items
+        return [sort_sets(part, item) for part, item in zip(parts.values(), data, strict=True)]
     if isinstance(data, dict):
         if isinstance(value, Mapping):  # a key may be another one in JSON
+            if len(data) < len(parts):
+                raise ValueError("two of its keys are the same text in JSON")
             parts = dict(zip(data, parts.values(), strict=False))
         else:
-            fields = getattr(type(value), "__pydantic_fields__", {})
-            parts |= {
+            parts |= _computed(value) | {
                 field.serialization_alias: parts[name]
-                for name, field in fields.items()
+                for name, field in getattr(type(value), "__pydantic_fields__", {}).items()
                 if name in parts and field.serialization_alias
             }
         return {key: sort_sets(parts.get(key), item) for key, item in data.items()}
@@ -68,49 +85,66 @@ def holds_secret(value: Any) -> bool:
     return any(holds_secret(part) for part in _parts(value).values())
 
 
-def find_loss(value: Any) -> str | None:
-    """Return what a value lacks that came through JSON, as far as its own types tell."""
-    if isinstance(value, SECRETS):
-        return "JSON has asterisks for a secret: return the name of a Secret block"
+def may_be_secret(core_schema: Any) -> bool:
+    """Tell whether a type's values may be secret: as pydantic says, or the name of a field."""
+    return "secret" in repr(core_schema).lower()
+
+
+def find_excluded(value: Any) -> str | None:
+    """Return the first field of a value that JSON never has, at any depth."""
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             if field.exclude:
-                return f"{type(value).__name__}.{name} is left out of JSON (exclude=True)"
-    return next(filter(None, map(find_loss, _parts(value).values())), None)
+                return f"{type(value).__name__}.{name}"
+    return next(filter(None, map(find_excluded, _parts(value).values())), None)
 
 
-def stands_for(arrived: Any, value: Any) -> bool:
-    """Tell whether what a run makes of a value's JSON data is as good as the value.
+def mark(data: Any) -> Any:
+    """Return JSON data of which, once it is read, each part tells whether a type has read it."""
+    if isinstance(data, list):
+        data = [mark(item) for item in data]
+    elif isinstance(data, dict):
+        data = {mark(key): mark(item) for key, item in data.items()}
+    return UNREAD[type(data)](data) if type(data) in UNREAD else data
 
-    It is equal; or it is that data, where no annotation tells the run more.
+
+def count_unread(value: Any) -> int:
+    """Return how many parts of what became of marked data were read by no type."""
+    if type(value) in UNREAD.values():
+        return 1
+    return sum(map(count_unread, _parts(value).values()))
+
+
+def is_equal(value: Any, arrived: Any) -> bool:
+    """Tell whether what arrived is equal to a value, as far as its type can tell.
+
+    JSON has one kind of array, so a list is as good as a tuple. Where no type has read marked
+    data, it is as good as the value whose JSON it is.
     """
-    kind = _kind(value)
-    if kind is not None and kind == _kind(arrived):
-        ours, theirs = _parts(value), _parts(arrived)
-        if isinstance(value, BaseModel):  # its serializer may have added to it: a block's does
-            theirs = {key: part for key, part in theirs.items() if key in ours}
-        same = ours.keys() == theirs.keys() and all(
-            stands_for(theirs[key], part) for key, part in ours.items()
-        )
-    else:
-        same = _equals(value, arrived)
-    return same or (_is_plain(arrived) and _same_data(arrived, value))
+    if type(arrived) in UNREAD.values():
+        return _same_data(value, arrived)
+    kind = None if value is arrived else _kind(value)
+    if kind is None or kind != _kind(arrived):
+        return _equals(value, arrived)
+    ours, theirs = _parts(value), _parts(arrived)
+    if isinstance(value, BaseModel):  # its serializer may have added to it: a block's does
+        theirs = {key: part for key, part in theirs.items() if key in ours}
+    if isinstance(value, SETS):
+        unread = count_unread(arrived) == len(arrived)
+        return value == arrived or (unread and _same_data(value, arrived))
+    return len(ours) == len(theirs) and all(
+        is_equal(key, other) and is_equal(part, other_part)
+        for (key, part), (other, other_part) in zip(ours.items(), theirs.items(), strict=True)
+    )
 
 
 def _equals(value: Any, other: Any) -> bool:
-    """Tell whether two values are equal, as far as their type can tell."""
     try:
-        if value == other or (value != value and other != other):  # or both are NaN
+        if value is other or value == other or (value != value and other != other):  # or NaN
             return True
     except Exception:  # noqa: BLE001 - an array, for one, is equal in each of its parts
         return type(value) is type(other)
     return type(value) is type(other) and type(value).__eq__ is IDENTITY
-
-
-def _is_plain(value: Any) -> bool:
-    if value is None or isinstance(value, str | int | float):
-        return True
-    return isinstance(value, (dict, list, *SETS)) and all(map(_is_plain, _parts(value).values()))
 
 
 def _same_data(value: Any, other: Any) -> bool:
@@ -126,7 +160,7 @@ def _kind(value: Any) -> Any:
         return value.__pydantic_generic_metadata__["origin"] or type(value)
     if _is_dataclass(value):
         return type(value)
-    return next((kind for kind in (Mapping, ARRAYS) if isinstance(value, kind)), None)
+    return next((kind for kind in (Mapping, ARRAYS, *SETS) if isinstance(value, kind)), None)
 
 
 def _parts(value: Any) -> dict[Any, Any]:
@@ -141,9 +175,24 @@ def _parts(value: Any) -> dict[Any, Any]:
     return dict(enumerate(value)) if isinstance(value, ARRAYS + SETS) else {}
 
 
+def _computed(value: Any) -> dict[str, Any]:
+    decorators = getattr(type(value), "__pydantic_decorators__", None)
+    computed = decorators.computed_fields if decorators else {}
+    return {field.info.alias or name: getattr(value, name) for name, field in computed.items()}
+
+
 def _is_dataclass(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _sorting(data: Any) -> str:
     return json.dumps(data, sort_keys=True)
+
+
+def _unordered(data: Any) -> str:
+    """Return JSON data as text that is the same for every order of what it has in lists."""
+    if isinstance(data, list):
+        return f"[{','.join(sorted(map(_unordered, data)))}]"
+    if isinstance(data, dict):
+        return f"{{{','.join(sorted(f'{key}:{_unordered(data[key])}' for key in data))}}}"
+    return json.dumps(data)

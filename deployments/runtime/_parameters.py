@@ -8,9 +8,18 @@ from typing import Any, NotRequired, cast, get_type_hints
 
 from prefect.flows import Flow
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic_core import CoreConfig, SchemaValidator
 from typing_extensions import TypedDict
 
-from deployments.runtime._json import holds_secret, sort_sets, stands_for, to_plain, to_text
+from deployments.runtime._json import (
+    holds_secret,
+    is_equal,
+    mark,
+    may_be_secret,
+    sort_sets,
+    to_plain,
+    to_text,
+)
 
 # The server refuses more (`prefect.server.api.validation`, PREFECT_SERVER_API_MAX_PARAMETER_SIZE).
 MAX_BYTES = 512 * 1024
@@ -119,9 +128,9 @@ def _to_json(flow: Flow[..., Any], name: str, given: Any, argument: Any) -> Any:
     _refuse_secret(where, argument)
     adapter = _adapter(flow.name, flow.fn, partial=True)
 
-    def dump(**options: Any) -> Any:
-        data = adapter.dump_python({name: argument}, mode="json", **options)[name]
-        data = sort_sets(argument, data)
+    def dump(value: Any, options: dict[str, Any]) -> Any:
+        data = adapter.dump_python({name: value}, mode="json", **options)[name]
+        data = sort_sets(value, data)
         to_text(data)
         return data
 
@@ -129,17 +138,20 @@ def _to_json(flow: Flow[..., Any], name: str, given: Any, argument: Any) -> Any:
     # As given, for a validator that does not take what it returns. An iterator is gone by then.
     for options in DUMPS[:1] if isinstance(argument, Iterator) else (*DUMPS, None):
         try:
-            data = to_plain(given) if options is None else dump(**options)
+            data = to_plain(given) if options is None else dump(argument, options)
         except Exception as error:  # noqa: BLE001 - a serializer of the user's may raise anything
             problems.append(_no_json(error))
             continue
         try:
-            arrived = adapter.validate_python({name: data})[name]
+            arrived = adapter.validate_python({name: mark(data)})[name]
+            equal = is_equal(argument, arrived)
+            # Where its type can't tell, what the run would write of it does.
+            equal = equal and (options is None or dump(arrived, options) == data)
         except Exception as error:  # noqa: BLE001 - so may a validator
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             problems.append(f"would be refused when it arrives, as {_shown(data)}: {why}")
             continue
-        if stands_for(arrived, argument):
+        if equal:
             return data
         problems.append(f"would arrive as {_shown(arrived)}: let its type read what it writes")
     raise ValueError(f"{where} {problems[0]}")
@@ -210,4 +222,8 @@ def _adapter(
     # TypedDict, not a model: a parameter may be called `json` or `copy`.
     schema = cast(Any, TypedDict)(name, fields)
     schema.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
-    return TypeAdapter(cast(Any, schema))
+    adapter = TypeAdapter(cast(Any, schema))
+    if may_be_secret(adapter.core_schema):
+        config = CoreConfig(title=name, hide_input_in_errors=True)
+        adapter.validator = SchemaValidator(adapter.core_schema, config)
+    return adapter

@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -13,7 +14,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterLevel
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.sorting import LogSort
-from prefect.filesystems import LocalFileSystem
 from prefect.results import aget_default_result_storage, aresolve_result_storage
 from prefect.serializers import prefect_json_object_decoder
 from pydantic import ValidationError
@@ -27,8 +27,9 @@ from deployments.runtime._errors import (
 )
 from deployments.runtime._info import RunInfo
 from deployments.runtime._lineage import link_state_to_flow_run_result
-from deployments.runtime._returns import Returns, Unreadable
+from deployments.runtime._returns import EXCEPTION, Returns, Unreadable
 
+T = TypeVar("T")
 R = TypeVar("R")
 
 # What happened, and where to look or what to do.
@@ -41,8 +42,8 @@ ENDINGS: dict[StateType, tuple[type[ChildError], str, str]] = {
 # allows for. By the clock: a storage may have retries of its own, which take minutes.
 READ_SECONDS = 2.5
 PAUSE_SECONDS = 0.25
-# How Prefect writes an exception as JSON (`prefect_json_object_encoder`).
-EXCEPTION = {"__exc_type__", "message"}
+# How a run's log begins to say why its result is not there (`return_value_to_state`).
+NOT_WRITTEN = "Encountered an error while persisting result: "
 
 
 async def read_result(run: RunInfo, state: State[Any], returns: Returns[R]) -> R:
@@ -58,7 +59,7 @@ async def read_result(run: RunInfo, state: State[Any], returns: Returns[R]) -> R
         error, verb, hint = ENDINGS[state.type]
         raise error(
             f"{run} {verb}: {state.message or 'no reason given'} ({hint} {run.url})", run=run
-        ) from await _read_exception(state)
+        ) from await _read_exception(state, returns)
     try:
         result = await read_value(state, returns)
     except ValidationError as invalid:
@@ -67,7 +68,7 @@ async def read_result(run: RunInfo, state: State[Any], returns: Returns[R]) -> R
         )
         cause: BaseException | None = invalid
     except Unreadable as unreadable:
-        reason, cause = f"{unreadable}{await last_warning(run.id)}", unreadable.__cause__
+        reason, cause = str(unreadable), unreadable.__cause__
     else:
         link_state_to_flow_run_result(state, result)
         return result
@@ -87,15 +88,19 @@ async def read_value(state: State[Any], returns: Returns[R]) -> R:
         ValidationError: It is not what the annotation says.
     """
     record = state.data
-    if record is None:
+    if not hasattr(record, "storage_key"):
         raise Unreadable("was not persisted: set persist_result=True on the flow")
-    if not hasattr(record, "storage_key"):  # the value itself
-        return returns.validate(record)
+    return await _read(state, returns, lambda blob: returns.load(blob, record.serializer.type))
+
+
+async def _read(state: State[Any], returns: Returns[Any], load: Callable[[bytes], T]) -> T:
+    """Return what `load` makes of the bytes that were stored."""
+    record: Any = state.data
     cause: Exception | None
     deadline = time.monotonic() + READ_SECONDS
     while True:
         try:
-            blob = await _read_blob(record)
+            blob = await _read_blob(record, returns)
         except Exception as error:  # noqa: BLE001 - a storage may raise anything
             # What pydantic refused may be a block's secret, which its error shows.
             refused = isinstance(error, ValidationError)
@@ -108,24 +113,33 @@ async def read_value(state: State[Any], returns: Returns[R]) -> R:
             )
         else:
             try:
-                return returns.load(blob, record.serializer)
+                return load(blob)
             except (ValidationError, Unreadable):
                 raise
             except Exception as error:  # noqa: BLE001 - so may a serializer
                 cause, reason = error, f"can't be decoded: {error!r}"
         if time.monotonic() > deadline:
+            warning = await _read_warning(state)
+            if warning.startswith(NOT_WRITTEN):
+                reason = f"was not written: {warning.removeprefix(NOT_WRITTEN)}"
+            elif warning:
+                reason += f". The child's last warning: {warning}"
             raise Unreadable(reason) from cause
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def _read_blob(record: Any) -> bytes:
-    """Read what `ResultStore` wrote (its `_from_metadata` finds the storage in the same way)."""
+async def _read_blob(record: Any, returns: Returns[Any]) -> bytes:
+    """Read what `ResultStore` wrote (its `_from_metadata` finds the storage in the same way).
+
+    The key is anybody's who may set a state, so it is looked for in the result storage alone:
+    a local one refuses what is outside of it.
+    """
     key = str(record.storage_key)
+    if ".." in Path(key).parts:
+        raise ValueError(f"{key} is outside of the result storage")
     storage: Any
-    if record.storage_block_id is not None:
-        storage = await aresolve_result_storage(record.storage_block_id)
-    elif Path(key).is_absolute():
-        storage = LocalFileSystem(basepath=str(Path(key).parent))
+    if (place := record.storage_block_id or returns.storage) is not None:
+        storage = await aresolve_result_storage(place)
     else:
         storage = await aget_default_result_storage()
     # Blocks have one of two names for it; older ones await where an event loop runs.
@@ -147,21 +161,23 @@ async def _name_block(block_id: UUID | None) -> str:
     return f", in block {block_id}"
 
 
-async def last_warning(run_id: UUID) -> str:
-    """Quote a child's log, where Prefect says that it could not write a result."""
-    of_run = LogFilter(
-        flow_run_id=LogFilterFlowRunId(any_=[run_id]), level=LogFilterLevel(ge_=logging.WARNING)
-    )
+async def _read_warning(state: State[Any]) -> str:
+    """Return the last warning of a run's log, where Prefect says why a result is not written."""
     with contextlib.suppress(Exception):  # only a service to the reader
+        of_run = LogFilter(
+            flow_run_id=LogFilterFlowRunId(any_=[state.state_details.flow_run_id]),
+            level=LogFilterLevel(ge_=logging.WARNING),
+        )
         async with get_client() as client:
             for log in await client.read_logs(of_run, limit=1, sort=LogSort.TIMESTAMP_DESC):
-                return f". The child's last warning: {log.message}"
+                return log.message
     return ""
 
 
-async def _read_exception(state: State[Any]) -> BaseException | None:
+async def _read_exception(state: State[Any], returns: Returns[Any]) -> BaseException | None:
     with contextlib.suppress(Exception):  # the state's message says what happened
-        value = await read_value(state, Returns[Any](Any))
+        kind = state.data.serializer.type
+        value = await _read(state, returns, lambda blob: returns.decode(blob, kind)[1])
         if isinstance(value, dict) and value.keys() == EXCEPTION:
             value = prefect_json_object_decoder(value)
         if isinstance(value, BaseException):

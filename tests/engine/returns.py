@@ -9,10 +9,11 @@ import uuid
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, task
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, SerializeAsAny
+from typing_extensions import TypedDict
 
 
 class Color(enum.Enum):
@@ -64,6 +65,21 @@ class Point:
 
     x: int
     label: str | None = None
+
+
+class Swapped(BaseModel):
+    """A model whose fields have each other's names as aliases."""
+
+    net: int = Field(alias="gross")
+    gross: int = Field(alias="net")
+
+
+class Sparse(BaseModel):
+    """A model that leaves out of JSON what is as ever, or secret enough."""
+
+    day: dt.date | str = "any"
+    usual: int = Field(0, exclude_if=lambda value: value == 0)
+    hidden: int = Field(0, exclude_if=lambda value: value > 3)
 
 
 class Evil:
@@ -311,6 +327,18 @@ def future() -> Row:
     return make_row.submit(9)  # type: ignore[return-value]
 
 
+@task
+def count() -> set[int]:
+    """Return a set."""
+    return {1}
+
+
+@flow
+def future_of_a_set() -> set[int]:
+    """Return a task's result as its own."""
+    return count.submit()  # type: ignore[return-value]
+
+
 @flow
 def futures() -> list[Row]:
     """Return the results of tasks as its own."""
@@ -329,7 +357,197 @@ def pickled_secret() -> SecretStr:
     return SecretStr("swordfish")
 
 
+@flow
+def swapped() -> Swapped:
+    """Return what is written by name, and read by alias, too."""
+    return Swapped(gross=1, net=2)
+
+
+@flow
+def sparse() -> Sparse:
+    """Return what JSON need not tell, and a text that is no date."""
+    return Sparse()
+
+
+@flow
+def one_of_many() -> list[dt.date | int | str | uuid.UUID | None]:
+    """Return one of each, and texts that look like others."""
+    return [DAY, 1, "1", str(uuid.UUID(int=7)), uuid.UUID(int=7), None]
+
+
+@flow
+def by_date_or_text() -> dict[dt.date | str, int]:
+    """Return texts as keys, that look like dates: JSON has no others."""
+    return {"2013-01-31": 1}
+
+
+@flow
+def set_or_list() -> list[set[int] | list[int]]:
+    """Return one of each."""
+    return [{1}, [1]]
+
+
+@flow
+def sets_of_sets() -> set[tuple[int, frozenset[str]]]:
+    """Return sets whose order differs from process to process, at every depth."""
+    return {(number, frozenset("abcdefg"[number:])) for number in range(5)}
+
+
+@flow
+def numbers_that_are_none() -> list[float]:
+    """Return what only Python's JSON has."""
+    return [float("inf"), 1]
+
+
 # What can't be returned.
+
+
+@dataclasses.dataclass
+class Counter:
+    """A dataclass whose count is no parameter of it, and grows."""
+
+    name: str
+    count: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        """Count."""
+        self.name += "!"
+
+
+class Doubled(BaseModel):
+    """A model that is not what it was made of."""
+
+    number: Annotated[int, AfterValidator(lambda number: number * 2)]
+
+
+class Grown(BaseModel):
+    """A model that grows each time."""
+
+    number: int
+
+    def model_post_init(self, _: Any) -> None:
+        """Grow."""
+        self.number += 1
+
+
+class Lifted(BaseModel):
+    """A model with an `__init__` of its own."""
+
+    number: int
+
+    def __init__(self, number: int) -> None:
+        """Add one."""
+        super().__init__(number=number + 1)
+
+
+class Owner(BaseModel):
+    """A model that writes all of what it reads a part of."""
+
+    pet: SerializeAsAny[Dog]
+
+
+class Named(TypedDict):
+    """A dict with a name."""
+
+    name: str
+
+
+class Account(BaseModel):
+    """A model with a secret."""
+
+    password: SecretStr
+
+
+@flow
+def counter() -> Counter:
+    """Return what no parameter of its class gives."""
+    value = Counter("c")
+    value.count = 5
+    return value
+
+
+@flow
+def doubled() -> Doubled:
+    """Return 2, which would be doubled again."""
+    return Doubled(number=1)
+
+
+@flow
+def doubled_itself() -> Annotated[int, AfterValidator(lambda number: number * 2)]:
+    """Return 2, which nobody has doubled."""
+    return 2
+
+
+@flow
+def grown() -> Grown:
+    """Return 2, which would be 3."""
+    return Grown(number=1)
+
+
+@flow
+def lifted() -> list[Lifted]:
+    """Return 2, which would be 3."""
+    return [Lifted(1)]
+
+
+@flow
+def hidden() -> Sparse:
+    """Return what is left out this time."""
+    return Sparse(hidden=5)
+
+
+@flow
+def date_in_a_model() -> Sparse:
+    """Return what is the same JSON as a text."""
+    return Sparse(day=DAY)
+
+
+@flow
+def number_as_key() -> dict[int | str, int]:
+    """Return what is the same JSON as a text as key."""
+    return {1: 2}
+
+
+@flow
+def number_and_text_as_keys() -> dict[Any, int]:
+    """Return two keys that are one in JSON."""
+    return {1: 2, "1": 3}
+
+
+@flow
+def owner() -> Owner:
+    """Return a dog that is a puppy."""
+    return Owner(pet=Puppy(name="Rex", weeks=8))
+
+
+@flow
+def named() -> Named:
+    """Return more than is announced."""
+    return {"name": "Rex", "weeks": 8}  # type: ignore[typeddict-unknown-key]
+
+
+@flow
+def exceptions() -> list[Any]:
+    """Return what `gather` gives for what has failed."""
+    return [1, ValueError("no")]
+
+
+@flow
+def date_as_text() -> str:
+    """Return a date that is announced as a text."""
+    return DAY  # type: ignore[return-value]
+
+
+@flow
+def by_date() -> dict[dt.date, int]:
+    """Return keys that JSON does not have."""
+    return {DAY: 1}
+
+
+@flow
+def secret_of_another_type() -> list[Account]:
+    """Return a secret that is none to pydantic."""
+    return [{"password": 20130131}]  # type: ignore[list-item]
 
 
 class Frame:
@@ -353,12 +571,6 @@ def generator() -> Iterator[int]:
     """Yield."""
     yield 1
     yield 2
-
-
-class Account(BaseModel):
-    """A model with a secret."""
-
-    password: SecretStr
 
 
 @flow

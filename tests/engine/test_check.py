@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import deployments, deployments as d
 from deployments import child, child as c, parent_flow
 from prefect import flow, task
-from pydantic import BaseModel, Base64Bytes, ConfigDict, SecretStr, field_serializer
+from pydantic import BaseModel, Base64Bytes, ConfigDict, Field, SecretStr, field_serializer
 @flow
 def step(number: int) -> int: ...
 """
@@ -614,6 +614,12 @@ class Broken:
     def __get_pydantic_core_schema__(cls, *_): raise RuntimeError("no schema")
 class Call(BaseModel):
     call: typing.Callable[[int], int]
+class Word(str, enum.Enum):
+    A = "a"
+class Days(BaseModel):
+    days: dict[datetime.date, int]
+class Cached(BaseModel):
+    cache: int = Field(0, exclude=True)
 """
 
 
@@ -634,6 +640,12 @@ class Call(BaseModel):
         ("list[Login] | None", "a secret arrives as asterisks"),
         ("type[Row]", "JSON has no classes"),
         ("Call", "JSON has no functions"),
+        ("dict[datetime.date, int]", "JSON has only text and numbers as keys: return those"),
+        ("list[dict[str, dict[Color, int]]]", "JSON has only text and numbers as keys"),
+        ("dict[uuid.UUID, int] | None", "JSON has only text and numbers as keys"),
+        ("dict[tuple[int, str], int]", "JSON has only text and numbers as keys"),
+        ("list[Cached]", "it has a field that is not in JSON (exclude=True)"),
+        ("dict[Word, dict[int, Days]]", None),
         ("Absent", "name 'Absent' is not defined"),
         ("Broken", "pydantic can't validate it: RuntimeError('no schema')"),
         ("Row", None),
@@ -674,6 +686,15 @@ def test_a_serializer_of_the_authors_choice_is_not_judged(serializer: Any) -> No
         return b""
 
     assert list(check_return(blob)) == []
+
+
+def test_the_result_of_a_parent_that_nobody_calls_is_not_judged(tmp_path: Path) -> None:
+    source = (
+        "@parent_flow(persist_result=False)\nasync def inner() -> bytes: ...\n"
+        "@parent_flow\nasync def outer() -> bytes: return await child(inner)()\n"
+    )
+    found = findings_of(tmp_path, source, "inner", "outer")
+    assert [each.split(": ")[1] for each in found] == ["inner/local"] * 2, found
 
 
 def test_a_child_that_does_not_persist_its_result_is_found(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ async def test_values_come_back_as_annotated(stubs: Stubs) -> None:
             await child("elsewhere/prod", returns=list[Box])(thing="any"),
         )
 
-    stubs.returns(pack, {"width": "3", "made": "2013-01-31"})
+    stubs.returns(pack, {"width": 3, "made": "2013-01-31"})
     stubs.runs(lengths, lambda durations: {len(durations): durations[0]})
     stubs.returns("elsewhere", [Box(width=1, made=dt.date(2013, 2, 1))])
 

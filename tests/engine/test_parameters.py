@@ -29,6 +29,7 @@ from pydantic import (
     Secret,
     SecretBytes,
     SecretStr,
+    ValidationError,
     computed_field,
 )
 from typing_extensions import TypedDict
@@ -101,6 +102,11 @@ class Options(TypedDict, total=False):
 class Row:
     at: dt.datetime
     sizes: tuple[Size, ...] = ()
+
+
+class Swapped(BaseModel):
+    net: int = Field(alias="gross")
+    gross: int = Field(alias="net")
 
 
 class Handle:
@@ -184,6 +190,10 @@ NOW = dt.datetime(2013, 1, 31, 12, tzinfo=dt.UTC)
         (bytes, b"text"),
         (str, "********** is no secret"),
         (str, r"nor is \u0000 a NUL"),
+        (str, '{"__prefect_kind": "json"} is a text'),
+        (list[str | dt.date], ["2013-01-31"]),
+        (dict[int | str, int], {"1": 2}),
+        (Swapped, Swapped(gross=1, net=2)),
         (SecretStr, SecretStr("")),
     ],
 )
@@ -199,7 +209,6 @@ async def test_an_argument_arrives_as_it_is(stubs: Stubs, hint: Any, value: Any)
         (Annotated[int, AfterValidator(lambda number: number + 1)], 1, 2),
         (Size, {"width": "1"}, Size(width=1)),
         (Sequence[dt.date], (TODAY,), [TODAY]),
-        (Path | str, Path("a"), "a"),
         (Any, (1, {2}), [1, [2]]),
         (dict[str, Any], {"a": {1: (TODAY,)}}, {"a": {"1": ["2013-01-31"]}}),
         (frozenset[Any], {TODAY}, frozenset({"2013-01-31"})),
@@ -226,6 +235,20 @@ def test_an_iterator_is_passed_as_what_it_yields() -> None:
     assert to_json(target, given, validate(target, given)) == {"value": ["2013-01-31"]}
 
 
+def test_a_secret_that_is_refused_is_not_shown() -> None:
+    for hint in (SecretStr, Secret[int], list[SecretBytes]):
+        with pytest.raises(ValidationError, match="for take\n") as error:
+            validate(taking(hint), {"value": {"fish": "sword"}})
+        assert "sword" not in str(error.value)
+    with pytest.raises(ValidationError, match="input_value='sword'"):
+        validate(taking(int), {"value": "sword"})
+
+
+def test_job_variables_are_refused_as_arguments_are() -> None:
+    with pytest.raises(ValueError, match="job_variables can't be passed as JSON: it has a key __"):
+        child("elsewhere/prod", job_variables={"env": {"__prefect_kind": "json"}})
+
+
 class Circle:
     """A class that has no JSON."""
 
@@ -242,6 +265,15 @@ class Circle:
             Doubled(text="a"),
             "would be refused when it arrives, as .*: Value error, too long",
         ),
+        (Path | str, Path("a"), "would arrive as 'a'"),
+        (list[str | dt.date], [TODAY, "a"], r"would arrive as \['2013-01-31', 'a'\]"),
+        (tuple[Any, bytes | str], (TODAY, b"a"), r"would arrive as \('2013-01-31', 'a'\)"),
+        (set[int] | list[int], {1}, r"would arrive as \[1\]"),
+        (dict[int | str, int], {1: 2}, r"would arrive as \{'1': 2\}"),
+        (dict, {1: 2}, r"would arrive as \{'1': 2\}"),
+        (Any, {1: 2, "1": 3}, "can't be passed as JSON: two of its keys are the same text"),
+        (dict[int | str, int], {1: 2, "1": 3}, "can't be passed as JSON: two of its keys are"),
+        (Any, [{"a": {"__prefect_kind": "none"}}], "can't be passed as JSON: it has a key __pre"),
         (Any, Circle(), "can't be passed as JSON: .*Circle.* by reference, such as a path"),
         (Circle, Circle(), "can't be passed as JSON: .*Circle.* by reference, such as a path"),
         (Iterable[Any], iter([Circle(), 1]), "can't be passed as JSON: .*Circle"),
@@ -272,6 +304,8 @@ async def test_what_would_not_arrive_is_refused_with_its_name(
     [
         (Circle(), "elsewhere: parameter value can't be passed as JSON: .*Circle"),
         ("\0", "elsewhere: parameter value can't be passed as JSON: it has a NUL"),
+        ({1: 2, "1": 3}, "elsewhere: parameter value can't be passed as JSON: two of its keys"),
+        ({"__prefect_kind": 1}, "elsewhere: parameter value can't be passed .* __prefect_kind"),
         ([SecretStr("swordfish")], "elsewhere: parameter value: a secret"),
     ],
 )
@@ -289,7 +323,7 @@ async def test_a_child_called_by_name_is_refused_what_has_no_json(
 
 
 IDENTITY = """
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, computed_field
 from pydantic.dataclasses import dataclass
 from prefect import flow
 from deployments.runtime._parameters import bind, to_json, to_json_untyped, validate
@@ -298,9 +332,17 @@ from deployments.runtime._call import Call
 class Tag(BaseModel, frozen=True):
     names: frozenset[str] = Field(frozenset(), alias="Names")
 
+    @computed_field
+    @property
+    def by_size(self) -> dict[int, set[str]]: return {1: {name.upper() for name in self.names}}
+
 @dataclass
 class Row:
     tags: set[Tag] = Field(alias="Tags")
+
+    @computed_field
+    @property
+    def more(self) -> set[str]: return {name for tag in self.tags for name in tag.names}
 
 @flow
 def tagged(a: set[str], b: list[dict[int, frozenset[str]]], c: Row, d: dict[str, Tag]): ...

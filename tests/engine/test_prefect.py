@@ -25,6 +25,8 @@ from prefect.logging import configuration
         ("prefect.serializers", "prefect_json_object_decoder", ["result"], "_results"),
         ("prefect.results", "aresolve_result_storage", ["result_storage"], "_results"),
         ("prefect.results", "aget_default_result_storage", [], "_results"),
+        ("prefect.results", "get_default_result_serializer", [], "_returns"),
+        ("prefect.results", "resolve_serializer", ["serializer"], "_returns"),
         (
             "prefect.workers.utilities",
             "get_default_base_job_template_for_infrastructure_type",

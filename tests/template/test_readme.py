@@ -117,18 +117,18 @@ def test_an_own_server_a_worker_elsewhere_and_a_run(
     )
     assert again == activate
     activate = f"source '{checkout}/.venv/bin/activate'"
-    env = clean_env | {"PREFECT_SERVER_API_PORT": port}
+    # The worker and who reads results share the storage in it.
+    env = clean_env | {"PREFECT_SERVER_API_PORT": port, "PREFECT_HOME": str(tmp_path / "home")}
     server_env = env | {"PREFECT_HOME": str(tmp_path / "server")}
     server_log, worker_log = tmp_path / "server.log", tmp_path / "worker.log"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    worker_env = env | {"PREFECT_HOME": str(elsewhere / "home")}
     with terminal(f"{activate}; exec {server}", checkout, server_env, server_log):
         wait_until(lambda: "dashboard" in server_log.read_text(), "the server says where its UI is")
         for command in (deploy, deploy, "prefect deploy --name local"):
             done = bash("\n".join([activate, export, command]), checkout, env)
             assert done.returncode == 0, done.stdout + done.stderr
-        with terminal(f"{activate}; {export}; exec {worker}", elsewhere, worker_env, worker_log):
+        with terminal(f"{activate}; {export}; exec {worker}", elsewhere, env, worker_log):
             done = bash("\n".join([activate, export, run]), checkout, env)
             logs = worker_log.read_text() + server_log.read_text()
             assert done.returncode == 0, done.stdout + done.stderr + logs

@@ -158,7 +158,9 @@ async def test_return_value_cannot_be_serialised(in_process: InProcess) -> None:
     async def code() -> None:
         await child(step)("odd", "function")
 
-    with pytest.raises(ChildResultUnavailable, match="completed, but its result"):
+    with pytest.raises(
+        ChildResultUnavailable, match="its result was not written: Failed to serialize"
+    ):
         await in_process(code)
 
 
