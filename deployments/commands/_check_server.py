@@ -14,6 +14,7 @@ from prefect.exceptions import ObjectNotFound
 from deployments.commands._blocks import check_blocks_of_server
 from deployments.commands._calls import find_child_calls
 from deployments.commands._changes import find_changes
+from deployments.commands._leases import check_leases
 from deployments.commands._manifest import Manifest, WorkPool
 from deployments.commands._probe import PROBE, probe_workers
 from deployments.commands._prune import find_leftovers
@@ -30,6 +31,8 @@ async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterat
         async for finding in _check_work_pool(client, name, pool):
             ready = False
             yield finding
+    async for finding in check_leases(client, manifest):
+        yield finding
     flows, deployments = {}, {}
     for deployment in manifest.deployments:
         flow = deployment.load_flow()

@@ -6,6 +6,7 @@ import importlib
 import inspect
 
 import pytest
+from prefect.concurrency import _leases
 from prefect.logging import configuration
 
 
@@ -50,3 +51,9 @@ def test_logging_is_set_up_afresh_where_this_is_empty() -> None:
     remembered = getattr(configuration, "PROCESS_LOGGING_CONFIG", None)
     assert isinstance(remembered, dict), "see _warm_process.py in deployments"
     assert "PROCESS_LOGGING_CONFIG" in configuration.setup_logging.__code__.co_names
+
+
+def test_leases_are_renewed_as_often_as_this_says() -> None:
+    assert "_RENEWAL_FRACTION" in _leases._lease_renewal_loop.__code__.co_names, (
+        "see faults/steps.py"
+    )
