@@ -17,6 +17,9 @@ from deployments.commands._manifest import ROOT
 from tests.engine.starts.conftest import STUB, start, warm_processes, worker_env
 from tests.engine.waiting import wait_until
 
+if sys.platform != "linux":
+    pytest.skip("warm starts are Linux's", allow_module_level=True)
+
 STARTED = "Invalid flow run id"  # says the engine, which has none here
 # What is imported at the start of each interpreter.
 CUSTOM = {
@@ -155,6 +158,7 @@ def test_it_ends_with_its_worker() -> None:
 
 def test_it_ends_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_warm_process, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # of this process's children
     worker = os.pidfd_open(os.getpid())
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("")  # the kernel takes an address

@@ -8,6 +8,7 @@ import random
 import resource
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,9 @@ from tests.engine.starts.conftest import (
     worker_env,
 )
 from tests.engine.waiting import wait_until
+
+if sys.platform != "linux":
+    pytest.skip("warm starts are Linux's", allow_module_level=True)
 
 STARTS = int(os.environ.get("STARTS", "100"))
 AT_ONCE = 8
