@@ -43,11 +43,7 @@ class Refused(Exception):
 def main() -> None:
     """Run the flow run of the environment, and exit as it does."""
     try:
-        worker = os.getppid()
-        check_start(worker)
-        connection = connect(worker)
-        # Nothing has started before this is sent.
-        socket.send_fds(connection, [b"\n"], [0, 1, 2, write_environment()])
+        connection = hand_over()
     except (OSError, Refused) as problem:
         start_cold(repr(problem))
     for name in RELAYED:
@@ -60,6 +56,32 @@ def main() -> None:
     end_as(status)
 
 
+def hand_over() -> socket.socket:
+    """Return a connection to what keeps the run, which has its environment and streams.
+
+    Raises:
+        Refused: It can't start warm, and nothing has started.
+        OSError: The same, since something that it takes is not to be had.
+    """
+    if sys.platform != "linux":
+        raise Refused(f"no fork that is safe on {sys.platform}")
+    worker = os.getppid()
+    os.close(os.pidfd_open(worker))  # some sandboxes refuse it, and the warm process needs it
+    check_same(worker)
+    connection = connect(worker)
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    if int.from_bytes(peer[4:8], sys.byteorder) != os.geteuid():
+        raise Refused("another user listens there")
+    if (greeting := connection.recv(1000)) != b"warm":
+        raise Refused(greeting.decode(errors="replace") or "the warm process has ended")
+    connection.settimeout(None)
+    environment = os.memfd_create("environment")
+    with open(environment, "wb", closefd=False) as file:
+        file.writelines(b"%b=%b\0" % item for item in os.environb.items())
+    socket.send_fds(connection, [b"\n"], [0, 1, 2, environment])
+    return connection
+
+
 def start_cold(reason: str) -> None:
     """Become a new interpreter."""
     if os.environ.get("PREFECT_LOGGING_LEVEL", "").upper() == "DEBUG":
@@ -67,16 +89,13 @@ def start_cold(reason: str) -> None:
     os.execv(COLD[0], COLD)  # noqa: S606
 
 
-def check_start(worker: int) -> None:
-    """Refuse a start with anything that an interpreter finds, and that is not the worker's.
+def check_same(worker: int) -> None:
+    """Refuse a run for which an interpreter would find anything that is not the worker's.
 
     Raises:
         Refused: It says what.
-        OSError: The system does not tell, or lacks what the warm process needs.
+        OSError: The system does not tell.
     """
-    if sys.platform != "linux":
-        raise Refused(f"no fork that is safe on {sys.platform}")
-    os.close(os.pidfd_open(worker))
     if not os.path.samefile(".", os.path.dirname(HERE)):
         raise Refused(f"its directory is not {os.path.dirname(HERE)}")
     if len(os.listdir("/proc/self/fd")) != 4:  # one is of this listing
@@ -110,12 +129,7 @@ def read_handed_on(process: object) -> list[object]:
 
 
 def connect(worker: int) -> socket.socket:
-    """Return a connection to the worker's warm process, which awaits a run.
-
-    Raises:
-        OSError: There is none, and none can be started.
-        Refused: It can't serve, and says why.
-    """
+    """Return a connection to the worker's warm process, which may still be starting."""
     address = find_address(worker)
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(WAIT_SECONDS)
@@ -124,12 +138,6 @@ def connect(worker: int) -> socket.socket:
     except ConnectionRefusedError:
         start_warm_process(address, worker)
         connection.connect(address)
-    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    if int.from_bytes(peer[4:8], sys.byteorder) != os.geteuid():
-        raise Refused("another user listens there")
-    if (greeting := connection.recv(1000)) != b"warm":
-        raise Refused(greeting.decode(errors="replace") or "the warm process has ended")
-    connection.settimeout(None)
     return connection
 
 
@@ -168,15 +176,6 @@ def start_warm_process(address: str, worker: int) -> None:
         )
 
 
-def write_environment() -> int:
-    """Return the descriptor of a file with `NAME=value` and a null byte for each variable."""
-    assert sys.platform == "linux"  # noqa: S101 - for type checkers elsewhere
-    environment = os.memfd_create("environment")
-    with open(environment, "wb", closefd=False) as file:
-        file.writelines(b"%b=%b\0" % item for item in os.environb.items())
-    return environment
-
-
 def relay(connection: socket.socket, number: int) -> None:
     """Have a signal sent to the run."""
     with contextlib.suppress(OSError):
@@ -191,7 +190,7 @@ def receive_status(connection: socket.socket) -> int:
             data += more
     if len(data) == 4:
         return int.from_bytes(data, "big", signed=True)
-    sys.stderr.write("The flow run was killed: its warm process died\n")
+    sys.stderr.write("The flow run was killed: what kept it, _warm_process.py, has died\n")
     return -signal.SIGKILL
 
 
