@@ -23,7 +23,7 @@ if sys.platform != "linux":
 STARTED = "Invalid flow run id"  # says the engine, which has none here
 # What is imported at the start of each interpreter.
 CUSTOM = {
-    "threads": "import threading; threading.Timer(9, print).start()",
+    "threads": "from threading import *; Thread(target=Event().wait, daemon=True).start()",
     "has opened": "import tempfile; file = tempfile.TemporaryFile()",
     "sitecustomize.py, which is not of the environment": "",
     "the import failed": "import sys; sys.modules['anyio'] = None",
