@@ -10,6 +10,8 @@ from pathlib import Path
 TICKS = os.sysconf("SC_CLK_TCK")
 # Of proc(5)'s stat, counted from the process's parent: its own time, and that of ended children.
 OWN, ENDED = slice(10, 12), slice(12, 14)
+# The command line of a run; forks have that of the warm process.
+RUN = r"prefect\.engine|_warm_process\.py"
 # Of what a server with Postgres and Redis is made of, and of who uses it here: their command lines.
 STACK = {
     "servers": r"prefect\x00server\x00start\x00",
@@ -40,8 +42,8 @@ def stack_seconds() -> dict[str, float]:
 
 
 def wait_for_ends(worker: int) -> None:
-    """Wait until the processes of runs have ended."""
-    while set(map(_parent, _find(r"prefect"))) & {worker, *_warm(worker)}:
+    """Wait until the processes of runs, and what keeps them, have ended."""
+    while set(map(_parent, _find(RUN))) & {worker, *_warm(worker)}:
         time.sleep(0.1)
 
 
@@ -51,7 +53,8 @@ def megabytes(worker: int) -> dict[str, float]:
     `alone` is what no other process shares.
     """
     warm = _warm(worker)
-    (run,) = [pid for pid in _find(r"prefect") if _parent(pid) in (warm or [worker])]
+    keepers = [pid for pid in _find(RUN) if _parent(pid) in warm]
+    (run,) = [pid for pid in _find(RUN) if _parent(pid) in (keepers or [worker])]
     found = {"run": _memory(run, "Rss"), "run_alone": _memory(run, "Private_")}
     return found | ({"warm": _memory(warm[0], "Rss")} if warm else {})
 

@@ -1,14 +1,15 @@
-"""A process that has Prefect imported, and becomes a flow run in each of its forks.
+"""A process that has Prefect imported, and becomes a flow run in forks of its forks.
 
-    python _warm_process.py LISTENER PATH WORKER
+    python _warm_process.py LISTENER WORKER
 
-is what `warm_start.py` starts: with the descriptor of the socket that it listens at, the path of
-that, and the process id of the worker that it serves.
+is what `warm_start.py` starts: with the descriptor of the socket that it listens at, and the
+process id of the worker that it serves. For each start it forks a keeper, which forks the run,
+sends it signals, and tells how it ended. So no start can harm another, nor the death of the warm
+process a run.
 
 It imports no code of yours, and a fork gets nothing of it that a new interpreter would not have:
-no thread, event loop or open file. Environment, settings, profile, `.env`, `prefect.toml` and the
-flow are read in the fork. It ends when its worker has ended, after an idle while, and when what it
-imported has changed.
+no thread, event loop or open file. Settings, profile, `.env`, `prefect.toml` and the flow are read
+in the fork. It ends with its worker, after an idle while, and when what it imported has changed.
 """
 
 from __future__ import annotations
@@ -16,20 +17,18 @@ from __future__ import annotations
 import builtins
 import contextlib
 import ctypes
-import functools
 import gc
 import importlib
 import os
-import selectors
+import select
 import signal
 import socket
 import struct
 import sys
 import time
 import types
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 assert sys.platform == "linux"  # noqa: S101 - for type checkers elsewhere
 
@@ -56,153 +55,78 @@ NOT_STARTED = (2**31 - 1).to_bytes(4, "big")
 Imported = dict[str, tuple[int, int, int]]
 
 
-class Start(NamedTuple):
-    """What a run starts with, as descriptors.
-
-    Attributes:
-        streams: Its standard input, output and error.
-        directory: Its working directory.
-        environment: A file with `NAME=value` for each variable, and a null byte after each.
-    """
-
-    streams: list[int]
-    directory: int
-    environment: int
-
-    def close(self) -> None:
-        """Close the descriptors."""
-        for descriptor in (*self.streams, self.directory, self.environment):
-            os.close(descriptor)
-
-    def take(self) -> None:
-        """Give this process the streams, the directory and the environment."""
-        for number, descriptor in enumerate(self.streams):
-            os.dup2(descriptor, number)
-        os.fchdir(self.directory)
-        os.environb.clear()
-        size = os.fstat(self.environment).st_size
-        for each in os.pread(self.environment, size, 0).split(b"\0")[:-1]:
-            name, _, value = each.partition(b"=")
-            os.environb[name] = value
-        time.tzset()
-        self.close()
-
-
-class WarmProcess:
-    """Fork runs, send signals to them, and tell how they ended.
+def serve(
+    listener: socket.socket, worker: int, imported: Imported, refusal: str
+) -> socket.socket | None:
+    """Return, in a fork for each, the connection of a start, and None in the end.
 
     Args:
         listener: The socket at which starts connect.
-        path: The listener's.
-        worker: The process id of the worker.
+        worker: A descriptor of the worker's process.
         imported: How that was when it was imported.
         refusal: Why it can't serve; empty if it can.
     """
+    idle = REFUSE_SECONDS if refusal else IDLE_SECONDS
+    poll = select.poll()
+    poll.register(worker, select.POLLIN)
+    poll.register(listener, select.POLLIN)
+    signal.signal(signal.SIGCHLD, reap)
+    while dict(poll.poll(idle * 1000)).keys() == {listener.fileno()}:
+        # What fails here, fails for this start alone, which then is cold.
+        with contextlib.suppress(OSError), listener.accept()[0] as connection:
+            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
+            if imported != read_imported():
+                return None
+            if PEER.unpack(peer)[1] != os.geteuid():
+                continue
+            if refusal:
+                connection.send(refusal.encode())
+            elif os.fork() == 0:
+                return socket.socket(fileno=connection.detach())
+    return None
 
-    def __init__(
-        self, listener: socket.socket, path: Path, worker: int, imported: Imported, refusal: str
-    ) -> None:
-        self._listener = listener
-        self._path = path
-        self._inode = path.stat().st_ino
-        self._worker = os.pidfd_open(worker)
-        self._refusal = refusal
-        self._imported = imported
-        self._runs = 0
-        self._start: Start | None = None
-        self._selector = selectors.PollSelector()  # epoll would be shared with the forks
-        self._watch(self._listener, self._accept)
-        self._watch(self._worker, self._retire)
 
-    def serve(self) -> Start | None:
-        """Return what to start with in each fork, and None in the end."""
-        idle = REFUSE_SECONDS if self._refusal else IDLE_SECONDS
-        while self._start is None and (self._runs or self._listener.fileno() >= 0):
-            if ready := self._selector.select(idle):
-                ready[0][0].data()  # one at a time: it may close the next
-            elif not self._runs:
-                self._retire()
-        return self._start
+def reap(*_: object) -> None:
+    """Let keepers go that have ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
-    def _watch(self, file: socket.socket | int, react: Callable[[], None]) -> None:
-        self._selector.register(file, selectors.EVENT_READ, react)
 
-    def _close(self, file: Any) -> None:
-        self._selector.unregister(file)
-        if isinstance(file, int):
-            os.close(file)
-        else:
-            file.close()
+def keep(connection: socket.socket) -> list[int] | None:
+    """Keep a run, and return None once it has ended; or, in the run, its descriptors.
 
-    def _retire(self) -> None:
-        """Take no more starts; those that wait find that out, and start another."""
-        with contextlib.suppress(FileNotFoundError):
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
-        self._close(self._listener)
-        self._close(self._worker)
-
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:  # too many open files
-            return self._retire()
-        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
-        greeting = self._refusal.encode() or WARM
-        if PEER.unpack(peer)[1] != os.geteuid():
-            connection.close()
-        elif self._imported != read_imported():
-            connection.close()
-            self._retire()
-        else:
-            with contextlib.suppress(OSError):
-                connection.send(greeting)
-            self._watch(connection, functools.partial(self._fork, connection))
-
-    def _fork(self, connection: socket.socket) -> None:
-        _, descriptors, _, _ = socket.recv_fds(connection, 1, 5)
-        if not descriptors:  # it has died, or starts cold
-            return self._close(connection)
-        start = Start(descriptors[:3], *descriptors[3:])
-        warm = os.getpid()
+    These are its standard streams, and a file with its environment.
+    """
+    keeper = os.getpid()
+    # A start can end at any time; its run ends with the keeper.
+    with contextlib.suppress(OSError):
+        connection.send(WARM)
+        _, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
+        if not descriptors:
+            return None
         try:
             pid = os.fork()
         except OSError:  # too many processes, too little memory
-            start.close()
             connection.send(NOT_STARTED)
-            return self._close(connection)
-        if pid == 0:
-            die_with(warm)
-            for key in list(self._selector.get_map().values()):
-                self._close(key.fileobj)
-            self._selector.close()
-            self._start = start
             return None
-        start.close()
-        self._runs += 1
+        if pid == 0:
+            die_with(keeper)
+            connection.close()
+            return descriptors
         exited = os.pidfd_open(pid)
-        self._selector.unregister(connection)
-        self._watch(connection, functools.partial(self._relay, connection, pid))
-        self._watch(exited, functools.partial(self._tell, connection, pid, exited))
-        return None
-
-    def _relay(self, connection: socket.socket, pid: int) -> None:
-        """Send signals to a run; the last, if what stands for it has died."""
-        signals = connection.recv(100) or bytes([signal.SIGKILL])
-        for number in signals:
-            os.kill(pid, number)
-        if signal.SIGKILL in signals:
-            self._close(connection)
-
-    def _tell(self, connection: socket.socket, pid: int, exited: int) -> None:
-        """Tell how a run has ended."""
-        self._close(exited)
-        self._runs -= 1
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        poll.register(exited, select.POLLIN)
+        while exited not in dict(poll.poll()):
+            signals = connection.recv(100)
+            if not signals:  # what stands for the run has died
+                return None
+            for number in signals:
+                os.kill(pid, number)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if connection.fileno() >= 0:
-            with contextlib.suppress(OSError):
-                connection.send(status.to_bytes(4, "big", signed=True))
-            self._close(connection)
+        connection.send(status.to_bytes(4, "big", signed=True))
+    return None
 
 
 def die_with(parent: int) -> None:
@@ -213,11 +137,27 @@ def die_with(parent: int) -> None:
     os.setpgid(0, 0)  # a run that signals its group means processes of its own
 
 
+def take(descriptors: list[int]) -> None:
+    """Give this process the streams and the environment of a run."""
+    *streams, environment = descriptors
+    for number, descriptor in enumerate(streams):
+        os.dup2(descriptor, number)
+    os.environb.clear()
+    size = os.fstat(environment).st_size
+    for each in os.pread(environment, size, 0).split(b"\0")[:-1]:
+        name, _, value = each.partition(b"=")
+        os.environb[name] = value
+    time.tzset()
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 def read_imported() -> Imported:
     """Return how all that has been imported, and where it is looked for, is on disk."""
     paths = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    paths |= {str(hook) for directory in sys.path for hook in Path(directory).glob("*.pth")}
     found = {}
-    for path in filter(None, {*paths, *sys.path}):
+    for path in filter(None, {*paths, *sys.path, f"{sys.prefix}/pyvenv.cfg"}):
         with contextlib.suppress(OSError):
             now = os.stat(path)
             found[path] = (now.st_mtime_ns, now.st_size, now.st_ino)
@@ -281,25 +221,35 @@ def run_engine() -> None:
     exec(engine.loader.get_code(ENGINE), main.__dict__)  # noqa: S102
 
 
-def main(listener: str, path: str, worker: str) -> None:
+def main(listener: str, worker: str) -> None:
     """Serve a worker, or run a flow run in a fork."""
+    os.setsid()
+    signals = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
     if not sys.flags.safe_path:
         del sys.path[0]  # the directory of this file
-    signals = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
-    os.environ["PREFECT_PLUGINS_ENABLED"] = "false"
+    # No settings are to be found: each run reads its own.
+    os.environ.update(PREFECT_HOME=os.devnull, PREFECT_PLUGINS_ENABLED="false")
+    directory = os.getcwd()
     os.chdir("/")
     before = read_imported()
     refusal = import_prefect(int(listener))
     imported = read_imported() | before  # an installation may have been under way
     gc.collect()
     gc.freeze()  # the collector would write to, and so copy, each page that forks share
-    process = WarmProcess(
-        socket.socket(fileno=int(listener)), Path(path), int(worker), imported, refusal
-    )
-    if start := process.serve():
-        start.take()
-        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
-        run_engine()
+    with socket.socket(fileno=int(listener)) as starts:
+        process = os.pidfd_open(int(worker))
+        connection = serve(starts, process, imported, refusal)
+        os.close(process)
+    if connection is None:
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    descriptors = keep(connection)
+    if descriptors is None:
+        os._exit(0)  # what is registered for the exit is the runs'
+    os.chdir(directory)
+    take(descriptors)
+    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+    run_engine()
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ test: lint
 test-all: lint
 	@$(BIN)/python -m pytest -m "not docker and not machines" $(ARGS)
 
-# Faults, without warm starts: there is no directory for their socket. By default those that the
-# start of a process could change; all with `ARGS=tests/engine/faults`.
+# Faults, without warm starts: each interpreter runs code from outside of its environment. By
+# default those that the start of a process could change; all with `ARGS=tests/engine/faults`.
 STARTS = tests/engine/faults -k '(raises or is_killed or timeout or is_cancelled) and not worker'
 test-cold: .venv/installed
-	@XDG_RUNTIME_DIR=/dev/null $(BIN)/python -m pytest -m "not docker and not machines" $(or $(ARGS),$(STARTS))
+	@PYTHONPATH=$(CURDIR)/tests/engine/starts/cold $(BIN)/python -m pytest -m "not docker and not machines" $(or $(ARGS),$(STARTS))
 
 test-docker: .venv/installed
 	@$(BIN)/python -m pytest -m docker $(ARGS)

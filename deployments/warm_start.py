@@ -3,13 +3,15 @@
     python -I -S deployments/warm_start.py
 
 takes the place of `python -m prefect.engine`, whose import of Prefect is most of what a short run
-costs. It is small and imports little: it hands its environment, directory and standard streams to
-the warm process (`_warm_process.py`), then stands for the run: it relays signals to it, and ends
-as it ends. Each worker has a warm process of its own, which the first run starts.
+costs. It is small and imports little: it hands its environment and standard streams to the warm
+process (`_warm_process.py`), then stands for the run: it relays signals to it, and ends as it
+ends. Each worker has a warm process of its own, which the first run starts.
 
-Where that can't be had, it becomes `python -m prefect.engine` itself. That is so everywhere but on
-Linux: macOS's own libraries don't bear a fork without an exec (python/cpython #77906), and Windows
-has none.
+A run starts warm if all that an interpreter finds before it runs any code of ours is the worker's:
+its environment, but for Prefect's own settings, its limits, priority and rights. Its directory is
+this checkout. Any other run becomes `python -m prefect.engine` itself, and so does each where
+there is no Linux: macOS's own libraries don't bear a fork without an exec (python/cpython #77906),
+and Windows has none.
 """
 
 import contextlib
@@ -17,39 +19,33 @@ import hashlib
 import os
 import signal
 import socket
-import stat
 import sys
+import time
 
 COLD = [sys.executable, "-m", "prefect.engine"]
-WARM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_warm_process.py")
-# What the C library, the interpreter, and packages at their import read of the environment.
-# Prefect's own settings are read again in each run.
-READ_EARLY = (
-    *("COLUMNS", "COOLNAME_", "FORCE_COLOR", "FSSPEC_", "GLIBC_", "GRIFFE_", "HOME", "LANG"),
-    *("LC_", "LD_", "LINES", "MALLOC_", "NO_COLOR", "OPENSSL_", "OTEL_", "PENDULUM_"),
-    *("PROMETHEUS_", "PYDANTIC_", "PYTHON", "SSL", "TERM", "TTY_", "TZ", "WEBSOCKETS_", "XDG_"),
-    *("_PYTHON", "prometheus_"),
+HERE = os.path.dirname(os.path.abspath(__file__))
+WARM = os.path.join(HERE, "_warm_process.py")
+# Of /proc/PID/status, what a process hands on to those that it starts.
+HANDED_ON = (
+    *("Cap", "Cpus_allowed", "Gid", "Groups", "Mems_allowed", "NoNewPrivs", "Seccomp", "SigBlk"),
+    *("SigIgn", "Uid", "Umask"),
 )
 # For the warm process to import Prefect, beside other load.
 WAIT_SECONDS = 60
-LISTENER = 3
 NOT_STARTED = 2**31 - 1
 RELAYED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
 class Refused(Exception):
-    """The warm process is there, and says why it can't serve."""
+    """Why this run can't start warm."""
 
 
 def main() -> None:
     """Run the flow run of the environment, and exit as it does."""
     try:
-        start = describe()
-        connection = connect()
+        connection = hand_over()
     except (OSError, Refused) as problem:
         start_cold(repr(problem))
-    with contextlib.suppress(OSError):  # it died: the end of the connection says so
-        socket.send_fds(connection, [b"\n"], [0, 1, 2, *start])
     for name in RELAYED:
         number = getattr(signal, name)
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -60,18 +56,30 @@ def main() -> None:
     end_as(status)
 
 
-def describe() -> tuple[int, int]:
-    """Return descriptors of the working directory, and of a file with the environment.
+def hand_over() -> socket.socket:
+    """Return a connection to what keeps the run, which has its environment and streams.
 
     Raises:
-        OSError: This platform has none.
+        Refused: It can't start warm, and nothing has started.
+        OSError: The same, since something that it takes is not to be had.
     """
     if sys.platform != "linux":
-        raise OSError(f"no fork that is safe on {sys.platform}")
+        raise Refused(f"no fork that is safe on {sys.platform}")
+    worker = os.getppid()
+    os.close(os.pidfd_open(worker))  # some sandboxes refuse it, and the warm process needs it
+    check_same(worker)
+    connection = connect(worker)
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    if int.from_bytes(peer[4:8], sys.byteorder) != os.geteuid():
+        raise Refused("another user listens there")
+    if (greeting := connection.recv(1000)) != b"warm":
+        raise Refused(greeting.decode(errors="replace") or "the warm process has ended")
+    connection.settimeout(None)
     environment = os.memfd_create("environment")
     with open(environment, "wb", closefd=False) as file:
         file.writelines(b"%b=%b\0" % item for item in os.environb.items())
-    return os.open(".", os.O_RDONLY | os.O_DIRECTORY), environment
+    socket.send_fds(connection, [b"\n"], [0, 1, 2, environment])
+    return connection
 
 
 def start_cold(reason: str) -> None:
@@ -81,104 +89,91 @@ def start_cold(reason: str) -> None:
     os.execv(COLD[0], COLD)  # noqa: S606
 
 
-def connect() -> socket.socket:
-    """Return a connection to a warm process that awaits a run.
+def check_same(worker: int) -> None:
+    """Refuse a run for which an interpreter would find anything that is not the worker's.
 
     Raises:
-        OSError: There is none, and none can be started.
-        Refused: It can't serve.
+        Refused: It says what.
+        OSError: The system does not tell.
     """
-    for _ in range(3):  # one that ends, since it is idle or outdated, closes the connection
-        connection = find_or_start()
-        with contextlib.suppress(ConnectionError):
-            greeting = connection.recv(1000)
-            if greeting == b"warm":
-                connection.settimeout(None)
-                return connection
-            if greeting:
-                raise Refused(greeting.decode(errors="replace"))
-        connection.close()
-    raise ConnectionError("the warm process ended three times")
+    if not os.path.samefile(".", os.path.dirname(HERE)):
+        raise Refused(f"its directory is not {os.path.dirname(HERE)}")
+    if len(os.listdir("/proc/self/fd")) != 4:  # one is of this listing
+        raise Refused("it has more open files than its standard streams, or fewer")
+    with open(f"/proc/{worker}/environ", "rb") as file:
+        theirs = dict(each.partition(b"=")[::2] for each in file.read().split(b"\0")[:-1])
+    if b"PREFECT__FLOW_RUN_ID" in theirs:
+        raise Refused("a process stands between it and its worker")
+    differing = {os.fsdecode(name) for name, _ in theirs.items() ^ os.environb.items()}
+    # Prefect's own are read again in each run. For LC_CTYPE see `find_address`.
+    if names := sorted(n for n in differing if n[:8] != "PREFECT_" and n != "LC_CTYPE"):
+        raise Refused(f"its environment differs from its worker's: {', '.join(names)}")
+    if read_handed_on("self") != read_handed_on(worker):
+        raise Refused("its limits, priority or rights differ from its worker's")
 
 
-def find_or_start() -> socket.socket:
+def read_handed_on(process: object) -> list[object]:
+    """Return what a process hands on to those that it starts, beside its environment."""
+    place = f"/proc/{process}"
+    found: list[object] = []
+    for name in ("cgroup", "limits", "oom_score_adj"):
+        with open(f"{place}/{name}") as file:
+            found.append(file.read())
+    with open(f"{place}/status") as file:
+        found += [line for line in file if line.startswith(HANDED_ON)]
+    with open(f"{place}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    found += [fields[16], *fields[37:39]]  # nice, and the priority and policy of real time
+    spaces = sorted(os.listdir(f"{place}/ns"))
+    return found + [os.readlink(f"{place}/ns/{each}") for each in spaces]
+
+
+def connect(worker: int) -> socket.socket:
     """Return a connection to the worker's warm process, which may still be starting."""
-    import fcntl
-
-    place = directory()
-    path = os.path.join(place, identity())
+    address = find_address(worker)
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(WAIT_SECONDS)
-    lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several that find none, one starts it
-        try:
-            connection.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            with socket.socket(socket.AF_UNIX) as listener:
-                listener.bind(path)
-                listener.listen(1024)
-                start(listener, path)
-            connection.connect(path)
-    finally:
-        os.close(lock)
+        connection.connect(address)
+    except ConnectionRefusedError:
+        start_warm_process(address, worker)
+        connection.connect(address)
     return connection
 
 
-def directory() -> str:
-    """Return a directory that nobody else can enter.
+def find_address(worker: int) -> str:
+    """Return where the warm process of a worker and this checkout listens.
 
-    Raises:
-        PermissionError: Somebody else made one of that name.
+    It has no file: it goes with who listens.
     """
-    parent = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"  # noqa: S108 - checked below
-    path = os.path.join(parent, f"prefect-warm-{os.geteuid()}")
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-    found = os.lstat(path)
-    if (found.st_uid, found.st_mode) != (os.geteuid(), stat.S_IFDIR | 0o700):
-        raise PermissionError(f"{path} is not a directory of this user alone")
-    return path
-
-
-def identity() -> str:
-    """Return what a run and the warm process must have in common.
-
-    The worker, from which both have their limits, control group and user; the interpreter and
-    code; and the part of the environment that is read before settings are.
-    """
-    worker = os.getppid()
-    with open(f"/proc/{worker}/stat", "rb") as file:
-        started = file.read().rpartition(b")")[2].split()[19]
-    code = os.stat(WARM)
-    early = sorted(item for item in os.environ.items() if item[0].startswith(READ_EARLY))
-    parts = (worker, started, COLD, WARM, code.st_mtime_ns, code.st_size, early)
+    with open(f"/proc/{worker}/stat") as file:
+        started = file.read().rpartition(")")[2].split()[19]
+    # An interpreter without a locale sets it itself, so that the worker's is not seen in /proc.
+    locale = os.environ.get("LC_CTYPE")
+    parts = (worker, started, COLD, WARM, locale, read_handed_on(worker))
     text = repr(parts).encode(errors="surrogateescape")
-    return hashlib.blake2s(text, digest_size=8).hexdigest()  # a socket's path can't be long
+    return f"\0prefect-warm-{hashlib.blake2s(text, digest_size=16).hexdigest()}"
 
 
-def start(listener: socket.socket, path: str) -> None:
-    """Start the warm process, which takes over the listening socket.
-
-    It keeps nothing else of this run: not its streams, session, nor secrets of its own.
-    """
-    worker = os.getppid()
-    if os.fork():
-        return
-    try:
-        os.setsid()
-        os.dup2(listener.fileno(), LISTENER)
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(null, stream)
-        os.closerange(LISTENER + 1, os.sysconf("SC_OPEN_MAX"))
-        env = {name: value for name, value in os.environ.items() if name[:9] != "PREFECT__"}
-        arguments = [str(LISTENER), path, str(worker)]
-        os.execve(COLD[0], [COLD[0], WARM, *arguments], env)  # noqa: S606
-    finally:
-        os._exit(1)
+def start_warm_process(address: str, worker: int) -> None:
+    """Start the warm process, which takes over the listening socket and nothing of this run."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        try:
+            listener.bind(address)
+        except OSError:  # another start has, and listens in a moment
+            return time.sleep(0.1)
+        listener.listen(1024)
+        listener.set_inheritable(True)
+        os.posix_spawn(
+            COLD[0],
+            [COLD[0], WARM, str(listener.fileno()), str(worker)],
+            {name: value for name, value in os.environ.items() if name[:8] != "PREFECT_"},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, 0, 1),
+                (os.POSIX_SPAWN_DUP2, 0, 2),
+            ],
+        )
 
 
 def relay(connection: socket.socket, number: int) -> None:
@@ -195,7 +190,7 @@ def receive_status(connection: socket.socket) -> int:
             data += more
     if len(data) == 4:
         return int.from_bytes(data, "big", signed=True)
-    sys.stderr.write("The flow run was killed: its warm process died\n")
+    sys.stderr.write("The flow run was killed: what kept it, _warm_process.py, has died\n")
     return -signal.SIGKILL
 
 

@@ -12,6 +12,7 @@ from prefect.exceptions import ObjectNotFound
 
 from deployments.commands._blocks import check_blocks_of_server
 from deployments.commands._calls import find_child_calls
+from deployments.commands._leases import check_leases
 from deployments.commands._manifest import Manifest, WorkPool
 from deployments.commands._probe import PROBE, probe_workers
 from deployments.commands._prune import find_leftovers
@@ -28,6 +29,8 @@ async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterat
     for automation in manifest.definitions.automations:
         if not await client.read_automations_by_name(automation.name):
             yield f"automation {automation.name} does not exist: `python -m deployments deploy`"
+    async for finding in check_leases(client, manifest):
+        yield finding
     flows, deployments = {}, {}
     for deployment in manifest.deployments:
         flow = deployment.load_flow()

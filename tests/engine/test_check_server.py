@@ -25,8 +25,9 @@ from deployments.commands import _probe
 from deployments.commands._check import check_manifest
 from deployments.commands._check_server import check_server
 from deployments.commands._deploy import deploy_manifest
+from deployments.commands._leases import check_leases
 from deployments.commands._manifest import ROOT, Manifest
-from deployments.commands._processes import TemporaryServer, run_process
+from deployments.commands._processes import TemporaryServer, run_process, temporary_server
 
 pytestmark = pytest.mark.anyio
 
@@ -244,3 +245,22 @@ async def test_results_in_volumes_of_two_workers_may_be_out_of_reach(
     with worker(prefect_server, "volumes", "a"), worker(prefect_server, "volumes", "b"):
         (finding,) = await findings(manifest)
     assert "on the machine of each of its workers (a, b): if that is not the same" in finding
+
+
+@pytest.mark.slow
+async def test_a_server_that_keeps_limits_in_its_memory(
+    prefect_server: TemporaryServer, tmp_path: Path
+) -> None:
+    """Said where a deployment has a limit: its runs would not outlive a restart."""
+    free, limited = declare(tmp_path, "limited"), declare(tmp_path, "limited")
+    limited.deployments[0].declared["concurrency_limit"] = 1
+
+    async def found(manifest: Manifest) -> list[str]:
+        async with get_client() as client:
+            return [finding async for finding in check_leases(client, manifest)]
+
+    assert not await found(limited)
+    with temporary_server(tmp_path, settings=None) as forgetful, forgetful.used():
+        assert not await found(free)
+        (finding,) = await found(limited)
+        assert "runs of limited crash" in finding

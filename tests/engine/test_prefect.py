@@ -8,6 +8,7 @@ import inspect
 import pytest
 from prefect.cli.deploy._config import _load_deploy_configs_and_actions
 from prefect.cli.deploy._models import PrefectYamlModel
+from prefect.concurrency import _leases
 from prefect.logging import configuration
 
 
@@ -60,3 +61,9 @@ def test_prefect_deploy_reads_its_file_with_this_model() -> None:
     """`_check.py` asks it what `prefect deploy` would not take."""
     names = _load_deploy_configs_and_actions.__code__.co_names
     assert PrefectYamlModel.__name__ in names, "see _check.py in deployments"
+
+
+def test_leases_are_renewed_as_often_as_this_says() -> None:
+    assert "_RENEWAL_FRACTION" in _leases._lease_renewal_loop.__code__.co_names, (
+        "see faults/steps.py"
+    )

@@ -2,27 +2,34 @@
 
 import asyncio
 import contextlib
+import os
+import re
+import signal
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import arun_deployment
 from prefect.events import Event
 from prefect.states import Cancelling
 
 from deployments import ChildError, ChildTimedOut, child
 from deployments.commands._processes import (
+    TemporaryServer,
     free_port,
     temporary_server,
     temporary_worker,
 )
 from deployments.runtime._watch import Watcher
-from tests.engine.faults.conftest import InProcess, deploy_faults
+from tests.engine.faults.conftest import InProcess, deploy_faults, pid_of
 from tests.engine.faults.proxy import FaultyProxy
 from tests.engine.faults.steps import step
-from tests.engine.waiting import children_of, wait_for
+from tests.engine.waiting import children_of, ended, in_states, outcome, wait_for, wait_until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -160,31 +167,92 @@ async def test_a_server_that_stays_away_is_given_up(
         await wait_for(cancelled, "the child is told, once the server is back")
 
 
-async def test_server_is_restarted_midway(tmp_path: Path, in_process: InProcess) -> None:
-    home, port, go = tmp_path / "home", free_port(), tmp_path / "go"
-    home.mkdir()
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(contextlib.ExitStack())
-        server = first.enter_context(temporary_server(home, port))
+class Restarted:
+    """A server that is stopped and started again at the same address, and a worker.
 
-        async def code() -> list[int]:
-            calls = [child(step)(name, "hold", str(go)) for name in ("a", "bb")]
-            results = asyncio.gather(*calls)
-            async with get_client() as client:
-                await all_running(client, in_process, 2)
-            await asyncio.to_thread(first.close)
-            await asyncio.to_thread(stack.enter_context, temporary_server(home, port))
-            go.touch()
-            return list(await results)
+    Args:
+        home: Of the server.
+    """
 
-        with server.used():
-            await deploy_faults(server)
-            with temporary_worker(server, "local"):
-                assert await in_process(code) == [1, 2]
-            async with get_client() as client:
-                assert in_process.run is not None
-                runs = await children_of(client, in_process.run)
-                assert [run.state_name for run in runs] == ["Completed"] * 2
+    def __init__(self, home: Path) -> None:
+        self.leases = home / "concurrency_leases"
+        self._home, self._port = home, free_port()
+        self._up = contextlib.ExitStack()
+
+    async def start(self) -> TemporaryServer:
+        server = temporary_server(self._home, self._port)
+        return await asyncio.to_thread(self._up.enter_context, server)
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._up.close)
+
+    @contextlib.asynccontextmanager
+    async def used(self) -> AsyncIterator[PrefectClient]:
+        """Use it, with the flows that go wrong, until the end."""
+        server = await self.start()
+        try:
+            with server.used():
+                await deploy_faults(server)
+                with temporary_worker(server, "local"):
+                    async with get_client() as client:
+                        yield client
+        finally:
+            await self.stop()
+
+
+@pytest.fixture
+def restarted(tmp_path: Path) -> Restarted:
+    return Restarted(tmp_path)
+
+
+async def start_scheduled(client: PrefectClient, go: Path) -> FlowRun:
+    """Start a parent whose deployment lets one run at a time; its children hold until `go`."""
+    options = {"do": "hold", "unless": str(go), "deployment": "local"}
+    steps = [{"name": name, **options} for name in ("a", "bb")]
+    run = await arun_deployment("family/scheduled", parameters={"steps": steps}, timeout=0)
+    await in_states(client, run, "Running", "Running")
+    return await client.read_flow_run(run.id)
+
+
+async def test_server_is_restarted_midway(restarted: Restarted, tmp_path: Path) -> None:
+    """Its limits hold, too."""
+    async with restarted.used() as client:
+        run = await start_scheduled(client, tmp_path / "go")
+        await restarted.stop()
+        await restarted.start()
+        back = time.time()
+
+        async def renewed() -> bool:
+            assert (await client.read_flow_run(run.id)).state_name == "Running"
+            return any(lease.stat().st_mtime > back for lease in restarted.leases.glob("*-*"))
+
+        await wait_for(renewed, "the parent has renewed its lease")
+        second = await arun_deployment("family/scheduled", parameters={"steps": []})
+        assert second.state_name == "Cancelled"
+        (tmp_path / "go").touch()
+        assert (await ended(client, run)).state_name == "Completed"
+        assert await outcome(client, run) == [("a", "Completed"), ("bb", "Completed")]
+        third = await arun_deployment("family/scheduled", parameters={"steps": []})
+        assert third.state_name == "Completed"
+
+
+async def test_server_is_away_for_longer_than_a_lease(restarted: Restarted, tmp_path: Path) -> None:
+    """As told by the lease's time, and by a parent that does not renew it meanwhile."""
+    async with restarted.used() as client:
+        run = await start_scheduled(client, tmp_path / "go")
+        os.kill(pid_of(run), signal.SIGSTOP)
+        await restarted.stop()
+        for lease in restarted.leases.glob("*.json"):
+            lease.write_text(re.sub(r"20\d\d-", "2000-", lease.read_text()))
+        await restarted.start()
+        await asyncio.to_thread(
+            wait_until, lambda: not list(restarted.leases.glob("*-*")), "the lease is gone"
+        )
+        os.kill(pid_of(run), signal.SIGCONT)
+        assert (await ended(client, run)).state_name == "Crashed"
+        assert await outcome(client, run) == [("a", "Cancelled"), ("bb", "Cancelled")]
+        second = await arun_deployment("family/scheduled", parameters={"steps": []})
+        assert second.state_name == "Completed"
 
 
 async def test_a_missed_event_is_made_up_for_while_others_come(

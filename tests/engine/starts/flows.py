@@ -43,23 +43,25 @@ def surroundings() -> dict[str, Any]:
 @flow(flow_run_name="process")
 def process() -> dict[str, Any]:
     """Tell of which process a run is a fork, and what must be its own."""
-    flows = get_settings_context().settings.flows
+    settings = get_settings_context().settings
+    keeper = Path(f"/proc/{os.getppid()}/stat").read_text()
     return {
         "pid": os.getpid(),
-        "parent": os.getppid(),
+        "warm": int(keeper.rpartition(")")[2].split()[1]),
         "random": [random.random(), str(uuid.uuid4()), os.urandom(8).hex()],  # noqa: S311
-        "retries": flows.default_retries,
-        "delay": flows.default_retry_delay_seconds,
+        "retries": settings.flows.default_retries,
+        "delay": settings.flows.default_retry_delay_seconds,
+        "loggers": list(settings.logging.extra_loggers or []),
         "region": os.environ.get("REGION"),
     }
 
 
 @flow(flow_run_name="{how}")
 def end(how: How, file: str) -> int:
-    """Write down the process id, and end, or not."""
+    """Write down the process id, and end; `hold` does once that is taken away."""
     Path(file).with_suffix(".part").write_text(str(os.getpid()))
     Path(file).with_suffix(".part").replace(file)
-    while how == "hold":
+    while how == "hold" and Path(file).exists():
         time.sleep(0.1)
     if how == "raise":
         raise ValueError("broke")

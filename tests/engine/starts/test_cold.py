@@ -1,37 +1,56 @@
 """Where there is no warm process, or can be none, a run starts cold; and it ends by itself."""
 
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from deployments import _warm_process, warm_start
+from deployments import _warm_process
 from deployments.commands._manifest import ROOT
-from tests.engine.conftest import inner_env
+from tests.engine.starts.conftest import STUB, start, warm_processes, worker_env
 from tests.engine.waiting import wait_until
 
-STUB = ["-I", "-S", str(ROOT / "deployments" / "warm_start.py")]
+if sys.platform != "linux":
+    pytest.skip("warm starts are Linux's", allow_module_level=True)
+
 STARTED = "Invalid flow run id"  # says the engine, which has none here
 # What is imported at the start of each interpreter.
 CUSTOM = {
-    "threads": "import threading; threading.Timer(9, print).start()",
+    "threads": "from threading import *; Thread(target=Event().wait, daemon=True).start()",
     "has opened": "import tempfile; file = tempfile.TemporaryFile()",
     "sitecustomize.py, which is not of the environment": "",
     "the import failed": "import sys; sys.modules['anyio'] = None",
 }
+SOFT, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
+HANDED_ON = "its limits, priority or rights differ"
+# By what the run then says, what its `command` or environment made different.
+DIFFERENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "variable": ("differs from its worker's: REGION", {"env": {"REGION": "eu"}}),
+    "path": ("differs from its worker's: PATH", {"env": {"PATH": "/usr/bin:/bin"}}),
+    "directory": (f"its directory is not {ROOT}", {"cwd": "/"}),
+    "limit": (HANDED_ON, {"preexec_fn": lambda: limit(SOFT - 1)}),
+    "priority": (HANDED_ON, {"preexec_fn": lambda: os.nice(1)}),
+    "umask": (HANDED_ON, {"umask": 0o070}),
+    "signal": (HANDED_ON, {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}),
+}
 
 
-def start(*command: str, **env: str) -> str:
-    """Start a run that there is not, and return what that says."""
-    env = inner_env() | {"PREFECT_LOGGING_LEVEL": "DEBUG"} | env
-    done = subprocess.run(
-        [sys.executable, *(command or STUB)], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1, done.stderr
-    return done.stderr
+def limit(files: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, HARD))
+
+
+def start_with(env: dict[str, str], *directories: Path) -> str:
+    """Start runs of a worker that has another environment, and return what these say."""
+    runs = [f"subprocess.run({STUB}, cwd={str(each)!r})" for each in directories or [ROOT]]
+    code = "; ".join(["import subprocess", *runs, "raise SystemExit(1)"])
+    return start(sys.executable, "-I", "-c", code, env=env)
 
 
 def test_it_starts_warm() -> None:
@@ -43,99 +62,106 @@ def test_it_starts_warm() -> None:
 @pytest.mark.parametrize("reason", list(CUSTOM))
 def test_what_a_fork_must_not_have_is_refused(tmp_path: Path, reason: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(CUSTOM[reason])
-    error = start(PYTHONPATH=str(tmp_path))
+    error = start_with({"PYTHONPATH": str(tmp_path)})
     assert "The flow run starts cold: Refused(" in error
     assert reason in error
     assert STARTED in error or "anyio" in error
 
 
-def test_a_directory_that_others_can_enter_is_not_used(tmp_path: Path) -> None:
-    shared = tmp_path / f"prefect-warm-{os.geteuid()}"
-    shared.mkdir(mode=0o755)
-    error = start(XDG_RUNTIME_DIR=str(tmp_path))
-    assert f"{shared} is not a directory of this user alone" in error
+@pytest.mark.slow
+@pytest.mark.parametrize("what", list(DIFFERENT))
+def test_what_is_not_as_its_worker_has_it(what: str) -> None:
+    reason, options = DIFFERENT[what]
+    error = start(**options)
+    assert "The flow run starts cold: Refused(" in error
+    assert reason in error
     assert STARTED in error
-    assert not list(shared.iterdir())
 
 
-def test_a_socket_that_cannot_be_made(tmp_path: Path) -> None:
-    error = start(XDG_RUNTIME_DIR="/dev/null")
-    assert "starts cold: NotADirectoryError" in error
+def test_more_or_less_than_the_standard_streams() -> None:
+    reason = "it has more open files than its standard streams, or fewer"
+    assert reason in start(preexec_fn=lambda: os.close(0))
+    with Path(os.devnull).open() as file:
+        assert reason in start(pass_fds=[file.fileno()])
+
+
+def test_a_shell_between_it_and_its_worker() -> None:
+    error = start_with({"PREFECT__FLOW_RUN_ID": "none"})
+    assert "a process stands between it and its worker" in error
     assert STARTED in error
+
+
+def test_another_checkout_whose_path_is_relative(tmp_path: Path) -> None:
+    """It runs its own code, not that of the first."""
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.stderr.write('the other')")
+    error = start_with({"PYTHONPATH": "."}, ROOT, tmp_path)
+    assert error.count("cold") == 1
+    assert "the other" in error
+
+
+def test_it_has_nothing_of_the_first_run() -> None:
+    start(env={"PREFECT_API_KEY": "secret", "PREFECT_LOGGING_EXTRA_LOGGERS": "one"})
+    (warm,) = warm_processes()
+    assert b"PREFECT" not in Path(f"/proc/{warm}/environ").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_hook_that_is_edited() -> None:
+    """Its directory does not show it."""
+    hook = Path(sysconfig.get_path("purelib")) / "engine-tests.pth"
+    hook.write_text("")
+    try:
+        assert "cold" not in (start(), start())[1]
+        before = warm_processes()
+        hook.write_text("import sys; sys.stderr.write('edited')")
+        assert "edited" in start()
+        assert "cold" not in start()
+        assert warm_processes() != before
+    finally:
+        hook.unlink()
 
 
 def test_another_platform() -> None:
-    run = f"runpy.run_path({STUB[-1]!r}, run_name='__main__')"
-    code = f"import runpy, sys; sys.platform = 'darwin'; {run}"
-    error = start("-c", code)
+    error = start_as("sys.platform = 'darwin'")
     assert "no fork that is safe on darwin" in error
+
+
+def test_a_system_that_refuses() -> None:
+    """Some sandboxes do; then no warm process is started, which could not serve."""
+    error = start_as("os.pidfd_open = os.memfd_create = lambda *_: os.stat('/no')")
+    assert "cold: FileNotFoundError" in error
+
+
+def start_as(change: str) -> str:
+    run = f"runpy.run_path({STUB[-1]!r}, run_name='__main__')"
+    error = start(sys.executable, "-c", f"import os, runpy, sys; {change}; {run}")
     assert STARTED in error
+    return error
 
 
-def test_it_ends_with_its_worker(tmp_path: Path) -> None:
-    command = [sys.executable, *STUB]
+def test_it_ends_with_its_worker() -> None:
+    code = f"import subprocess; subprocess.run({STUB}); print(flush=True); input()"
     worker = subprocess.Popen(
-        [sys.executable, "-c", f"import subprocess; subprocess.run({command}); print(); input()"],
-        env=inner_env() | {"XDG_RUNTIME_DIR": str(tmp_path)},
+        [sys.executable, "-I", "-c", code],
+        cwd=ROOT,
+        env=worker_env(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     assert worker.stdout is not None
     worker.stdout.readline()
-    place = tmp_path / f"prefect-warm-{os.geteuid()}"
-    assert place.stat().st_mode & 0o777 == 0o700
-    (path,) = place.iterdir()
-    socket.socket(socket.AF_UNIX).connect(str(path))
+    assert warm_processes(worker.pid)
     worker.communicate(b"\n")
-    wait_until(lambda: not path.exists(), "the warm process ends")
+    wait_until(lambda: not warm_processes(worker.pid), "the warm process ends")
 
 
-def test_it_ends_when_it_is_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_warm_process, "IDLE_SECONDS", 0.1)
-    path = tmp_path / "socket"
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # of this process's children
+    worker = os.pidfd_open(os.getpid())
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
+        listener.bind("")  # the kernel takes an address
         listener.listen()
-        process = _warm_process.WarmProcess(listener, path, os.getpid(), {}, "")
-        assert process.serve() is None
-    assert not path.exists()
-
-
-READS = """
-import os, sys
-names = set()
-SKIPPED = ("<string>", "<frozen os>", "<frozen _collections_abc>")
-kind = type(os.environ)
-for method in ("__getitem__", "get", "__contains__"):
-    def read(self, name, *rest, method=getattr(kind, method)):
-        frame = sys._getframe(1)
-        while frame.f_code.co_filename in SKIPPED:
-            frame = frame.f_back
-        names.add((name, frame.f_code.co_filename))
-        return method(self, name, *rest)
-    setattr(kind, method, read)
-sys.path.insert(0, {directory!r})
-import _warm_process
-assert not _warm_process.import_prefect(3)
-for each in names:
-    print(*each)
-"""
-
-
-def test_what_the_import_reads_of_the_environment_is_known() -> None:
-    """Else a run could get what another one's environment said."""
-    code = READS.format(directory=str(ROOT / "deployments"))
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=inner_env(), capture_output=True, text=True, check=True
-    )
-    reads = [line.split(" ", 1) for line in done.stdout.splitlines()]
-    unknown = {
-        name: file
-        for name, file in reads
-        # Settings are read again, and analytics are off where nobody looks at a terminal.
-        if not name.startswith(("PREFECT_", *warm_start.READ_EARLY))
-        and "/prefect/_internal/analytics/" not in file
-        and name not in os.environ  # read by who looks at all of them
-    }
-    assert not unknown
+        assert _warm_process.serve(listener, worker, {}, "") is None
+    os.close(worker)

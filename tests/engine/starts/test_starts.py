@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sysconfig
@@ -21,10 +22,10 @@ from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._processes import TemporaryServer, temporary_worker
 from deployments.runtime._orphans import cancel_run
 from tests.engine.faults.conftest import is_alive, pid_of
+from tests.engine.starts.conftest import parent_of, warm_processes
 from tests.engine.waiting import wait_for, wait_until
 
 FILE = Path(__file__).with_name("prefect.yaml")
-STUB = ROOT / "deployments" / "warm_start.py"
 WAYS = ("cold", "warm")
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -126,7 +127,7 @@ async def ended_by(client: PrefectClient, tmp_path: Path, way: str, send: Any) -
 async def test_runs_are_forks_of_one_process(client: PrefectClient) -> None:
     one, *others = await asyncio.gather(*(process() for _ in range(4)))
     for other in others:
-        assert other["parent"] == one["parent"]
+        assert other["warm"] == one["warm"]
         assert not set(other["random"]) & set(one["random"])
     cold = await process("cold")
     assert len({each["pid"] for each in (one, *others)}) == 4
@@ -137,7 +138,11 @@ async def test_runs_are_forks_of_one_process(client: PrefectClient) -> None:
 async def test_what_is_changed_is_seen_by_the_next_run(
     client: PrefectClient, prefect_server: TemporaryServer, tmp_path: Path
 ) -> None:
-    """Its code, `.env`, `prefect.toml` and environment."""
+    """Its code, `.env`, `prefect.toml` and Prefect's variables."""
+    (tmp_path / "deployments").mkdir()
+    for name in ("warm_start.py", "_warm_process.py"):
+        shutil.copy(ROOT / "deployments" / name, tmp_path / "deployments")
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
     deployment = {
         "name": "elsewhere",
         "entrypoint": f"{tmp_path}/changing.py:process",
@@ -146,7 +151,7 @@ async def test_what_is_changed_is_seen_by_the_next_run(
             "name": "starts",
             "job_variables": {
                 "working_dir": str(tmp_path),
-                "command": f"{ROOT}/.venv/bin/python -I -S {STUB}",
+                "command": ".venv/bin/python -I -S deployments/warm_start.py",
             },
         },
     }
@@ -160,31 +165,65 @@ async def test_what_is_changed_is_seen_by_the_next_run(
     code.write_text(code.read_text().replace('"pid": os.getpid()', '"pid": 0'))
     (tmp_path / ".env").write_text("PREFECT_FLOWS_DEFAULT_RETRY_DELAY_SECONDS=7")
     (tmp_path / "prefect.toml").write_text("[flows]\ndefault_retries = 2")
-    after = await process("elsewhere", {"REGION": "eu"})
-    assert after["parent"] == before["parent"]
-    names = ("pid", "retries", "delay", "region")
-    assert [before[name] for name in names[1:]] == [0, 0, None]
-    assert [after[name] for name in names] == [0, 2, 7, "eu"]
+    after = await process("elsewhere", {"PREFECT_LOGGING_EXTRA_LOGGERS": "mine"})
+    assert after["warm"] == before["warm"]
+    names = ("pid", "retries", "delay", "loggers")
+    assert [before[name] for name in names[1:]] == [0, 0, []]
+    assert [after[name] for name in names] == [0, 2, 7, ["mine"]]
+
+
+async def test_another_environment_starts_cold(
+    client: PrefectClient, worker: subprocess.Popen[bytes]
+) -> None:
+    """Whatever it is, as it could be read before any code of ours; and nothing is kept for it."""
+    runs = [process(env={"REGION": str(number)}) for number in range(3)]
+    warm, *others = await asyncio.gather(process(), *runs)
+    assert [each["region"] for each in (warm, *others)] == [None, "0", "1", "2"]
+    assert [each["pid"] for each in others] == [each["known as"] for each in others]
+    assert warm_processes(worker.pid) == [warm["warm"]]
 
 
 async def test_a_changed_environment_has_a_new_process(client: PrefectClient) -> None:
-    before = (await process())["parent"]
+    before = (await process())["warm"]
     installed = Path(sysconfig.get_path("purelib")) / "one-more.dist-info"
     installed.mkdir()
     try:
-        assert (await process())["parent"] != before
+        noticed = await process()
+        assert noticed["pid"] == noticed["known as"]
+        assert (await process())["warm"] != before
     finally:
         installed.rmdir()
     wait_until(lambda: not is_alive(before), "the earlier process has ended")
-    early = {"PYTHONUTF8": "1"}  # the interpreter reads it at its start
-    assert (await process(env=early))["parent"] != (await process())["parent"]
 
 
 async def test_the_warm_process_dies(client: PrefectClient, tmp_path: Path) -> None:
-    """Its runs die with it, and are told; the next one has another."""
-    warm = (await process())["parent"]
-    state = await ended_by(client, tmp_path, "warm", lambda _: os.kill(warm, signal.SIGKILL))
-    assert state == await ended_by(
+    """Its runs go on; the next one has another."""
+    warm = (await process())["warm"]
+    held = tmp_path / "held"
+    started = await arun_deployment(
+        "end/warm", parameters={"how": "hold", "file": str(held)}, timeout=0
+    )
+    wait_until(held.exists, "the run holds")
+    os.kill(warm, signal.SIGKILL)
+    assert (await process())["warm"] != warm
+    held.unlink()
+
+    async def completed() -> bool:
+        return (await client.read_flow_run(started.id)).state_name == "Completed"
+
+    await wait_for(completed, "the run has gone on")
+
+
+async def test_what_stands_between_a_run_and_its_worker_dies(
+    client: PrefectClient, tmp_path: Path
+) -> None:
+    """The run dies with it, and is told."""
+    kept = await ended_by(
+        client,
+        tmp_path,
+        "warm",
+        lambda run: os.kill(parent_of(int((tmp_path / "warm").read_text())), signal.SIGKILL),
+    )
+    assert kept == await ended_by(
         client, tmp_path, "cold", lambda run: os.kill(pid_of(run), signal.SIGKILL)
     )
-    assert (await process())["parent"] != warm
