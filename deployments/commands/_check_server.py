@@ -14,17 +14,14 @@ from deployments.commands._blocks import check_blocks_of_server
 from deployments.commands._calls import find_child_calls
 from deployments.commands._leases import check_leases
 from deployments.commands._manifest import Manifest, WorkPool
-from deployments.commands._probe import PROBE, probe_workers
 from deployments.commands._prune import find_leftovers
 from deployments.runtime import online_workers
 
 
 async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterator[str]:
     """Yield one line for each thing that is wrong with the server, with what to do."""
-    ready = True
     for name, pool in manifest.definitions.work_pools.items():
         async for finding in _check_work_pool(client, name, pool):
-            ready = False
             yield finding
     for automation in manifest.definitions.automations:
         if not await client.read_automations_by_name(automation.name):
@@ -37,7 +34,6 @@ async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterat
         name = f"{flow.name}/{deployment.name}"
         flows[name], deployments[name] = flow, deployment
         if not await _is_deployed(client, name):
-            ready = False
             yield f"{name} is not deployed: `python -m deployments deploy {deployment.name}`"
     for leftover in await find_leftovers(client, manifest):
         yield f"{leftover}: `python -m deployments deploy --prune`"
@@ -53,12 +49,7 @@ async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterat
             hint = f"did you mean {near[0]}?" if near else "deploy it there"
             yield f"{places[0]}: calls {name}, which is not on {client.api_url}: {hint}"
     async for finding in check_blocks_of_server(client, manifest, deployments):
-        ready = False
         yield finding
-    for name in flows:
-        if ready and name.startswith(f"{PROBE}/"):
-            async for finding in probe_workers(client, name):
-                yield finding
 
 
 async def _is_deployed(client: PrefectClient, name: str) -> bool:

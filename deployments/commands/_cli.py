@@ -25,7 +25,6 @@ from deployments.commands._console import PlainConsole
 from deployments.commands._deploy import deploy_manifest
 from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._prepare import prepare
-from deployments.commands._print import print_json, print_tables
 from deployments.commands._prune import find_leftovers
 from deployments.commands._refusals import explain, require_server
 
@@ -141,15 +140,14 @@ def check(*names: str, server: bool = False) -> None:
     Args:
         names: Of the deployments to look for on the server; by default, of those in work pools
             of type process.
-        server: Look at the configured server, too: pools, automations, deployments, the blocks that
-            prefect.yaml names, and each online worker, by a test run whose result is read from
-            here. That takes up to 60 s, or 300 s where an image has to be pulled.
+        server: Look at the configured server, too: pools and their workers, automations,
+            deployments, and the blocks that prefect.yaml names.
     """
     if server:
         _require_url()
     _refuse(check_manifest())
     if server:
-        with _refusing(), progress.status("Waiting for a test run on each worker ..."):
+        with _refusing():
             findings = asyncio.run(_check_server(_load(names)))
         _refuse(findings)
     progress.print(f"prefect.yaml{', the server' if server else ''} and the flows agree.")
@@ -183,7 +181,7 @@ def _tell(json: bool, stdout: TextIO, outcome: _run.Outcome) -> None:
     if outcome.problem:
         _print_error(outcome.problem)
     else:
-        (print_json if json else print_tables)(outcome.result, stdout)
+        print(_run.write_json(outcome.result), file=stdout, flush=True)
 
 
 def _status(json: bool, outcome: _run.Outcome) -> int:

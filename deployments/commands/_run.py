@@ -14,8 +14,10 @@ from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
+from pydantic_core import to_json
 from rich.console import Console
 
+from deployments.commands._console import ESCAPES
 from deployments.commands._follow import follow
 from deployments.commands._manifest import first_problem
 from deployments.commands._prepare import Prepared
@@ -76,6 +78,13 @@ async def read_outcome(prepared: Prepared, run: FlowRun) -> Outcome:
     except Unreadable as error:
         reason = " ".join(str(error).split())
     return Outcome(True, problem=f"{prepared.name} completed, but its result {reason}")
+
+
+def write_json(value: Any) -> str:
+    """Return a result of any type as JSON, without escape sequences for a terminal."""
+    otherwise: Any = {"by_alias": False, "bytes_mode": "base64", "fallback": str}
+    text = to_json(value, indent=2, inf_nan_mode="null", **otherwise)
+    return text.decode().translate(ESCAPES)
 
 
 def run_here(prepared: Prepared, console: Console) -> Outcome | None:

@@ -121,16 +121,14 @@ async def test_wrong_credentials_name_the_block(site: Site, client: PrefectClien
     site.save_results_block("not-the-secret")
     try:
         parent = await ended(client, await start([{"name": "a"}]))
-        told = site.make("check", "ARGS=docker --server", fails=True)
     finally:
         site.save_results_block()
     assert parent.state is not None
     assert parent.state.is_failed()
     log = await messages_of(client, parent, *await children_of(client, parent))
-    for text in (log, told):
-        (line, *_) = (line for line in text.splitlines() if "block s3-bucket/results" in line)
-        assert "SignatureDoesNotMatch" in line
-    assert "not-the-secret" not in log + told + site.logs()
+    (line, *_) = (line for line in log.splitlines() if "block s3-bucket/results" in line)
+    assert "SignatureDoesNotMatch" in line
+    assert "not-the-secret" not in log + site.logs()
 
 
 async def test_the_object_store_is_away_for_30_seconds(site: Site, client: PrefectClient) -> None:
@@ -158,16 +156,12 @@ async def test_the_registry_is_away(site: Site, client: PrefectClient) -> None:
     site.registry.stop()
     try:
         parent = await ended(client, await start([{"name": "a"}]))
-        told = site.make("check", "ARGS=docker --server", fails=True)
     finally:
         site.registry.start()
     assert parent.state is not None
     assert parent.state.is_crashed(), parent.state
-    for text in (str(parent.state.message), told):
-        assert REGISTRY in text
-        assert "connection refused" in text
-    for machine in site.machines:
-        assert f"{machine.name}-docker" in told
+    assert REGISTRY in str(parent.state.message)
+    assert "connection refused" in str(parent.state.message)
 
 
 def kill_server(site: Site) -> None:
