@@ -24,7 +24,6 @@ from deployments.commands._names import check_name
 from deployments.commands._notice import Flows, check_automations, check_noticed, check_pools
 from deployments.commands._outputs import check_outputs
 from deployments.commands._returns import check_return
-from deployments.commands._services import COMPOSE_FILE, check_services
 from deployments.runtime import find_refused, is_parent, validate_some
 
 VARIABLE = re.compile(r"{{\s*\$(\w+)\s*}}")
@@ -70,7 +69,6 @@ def _check_manifest(path: Path, names: tuple[str, ...]) -> Iterator[str]:
         flows[name] = (deployment, flow)
     for findings in (check_pools(manifest.definitions, flows), check_automations(manifest)):
         yield from (f"{path.name}: {finding}" for finding in findings)
-    yield from check_services(manifest, path.parent / COMPOSE_FILE)
     calls = {name: list(find_child_calls(flow, of.name)) for name, (of, flow) in flows.items()}
     called = {call.deployment for each in calls.values() for call in each}
     for name, (deployment, flow) in flows.items():

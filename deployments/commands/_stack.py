@@ -20,8 +20,9 @@ from rich.console import Console
 
 from deployments.commands._containers import find_network, find_results_volume
 from deployments.commands._manifest import ROOT, Manifest
-from deployments.commands._services import COMPOSE_FILE, WORKER, read_workers
 
+COMPOSE_FILE = Path("docker") / "compose.yaml"
+WORKER = "worker-"  # and its work pool: the name of its service
 PORT_VARIABLE = "SERVER_PORT"
 SERVERS_VARIABLE = "SERVERS"
 URL_VARIABLE = "SERVER_URL"
@@ -81,8 +82,11 @@ def down(volumes: bool) -> None:
         RuntimeError: A command failed; it has said why.
         ValueError: prefect.yaml can't be read.
     """
-    names = read_names(Manifest.load())
-    _compose(names, "stop", *read_workers())
+    manifest = Manifest.load()
+    names = read_names(manifest)
+    pools = manifest.definitions.work_pools.items()
+    workers = [f"{WORKER}{name}" for name, pool in pools if pool.type in ("process", "docker")]
+    _compose(names, "stop", *workers)
     filters = ["--filter", f"network={names['NETWORK']}", "--filter", f"label={LABEL}"]
     if runs := _run(["docker", "ps", "--quiet", *filters], os.environ, capture=True).split():
         _run(["docker", "stop", *runs], os.environ)

@@ -257,70 +257,11 @@ def test_renamed_pools_are_missed_by_the_triggers(tmp_path: Path) -> None:
     assert any("measure-all/local: no trigger" in each for each in found), found
 
 
-COMMAND = "prefect worker start --pool docker --type docker"
-COMPOSE = """\
-services:
-  server: {command: [start]}
-  worker-local: {command: [prefect, worker, start, --pool, local, --type, process]}
-  worker-docker: {command: [prefect, worker, start, --pool, docker, --type, docker]}
-"""
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ("start", "start", []),
-        (
-            "worker-local",
-            "local-worker",
-            [
-                "no service worker-local, for the work pool local of prefect.yaml: add it, as the "
-                "other workers are"
-            ],
-        ),
-        (
-            "  server:",
-            "  worker-moon: {command: [prefect, worker, start, --pool, moon]}\n  server:",
-            [
-                "worker-moon: prefect.yaml has no work pool moon: rename the service, or remove it",
-            ],
-        ),
-        (
-            "--pool, docker",
-            "--pool, local",
-            ["worker-docker: its command must have `--pool docker`"],
-        ),
-        (
-            "--type, docker",
-            "--type, process",
-            ["worker-docker: its command must have `--type docker`"],
-        ),
-        (", --type, process", "", ["worker-local: its command must have `--type process`"]),
-        ("services:", "others:", ["it can't be read: KeyError('services')"]),
-        ("[prefect, worker, start, --pool, docker, --type, docker]", COMMAND, []),
-    ],
-)
-def test_the_workers_of_compose_are_compared_with_the_work_pools(
-    tmp_path: Path, old: str, new: str, expected: list[str]
-) -> None:
-    (tmp_path / "docker").mkdir()
-    (tmp_path / "docker" / "compose.yaml").write_text(COMPOSE.replace(old, new))
-    assert findings(tmp_path) == [f"docker/compose.yaml: {each}" for each in expected]
-
-
 def test_a_file_beside_a_flow_hides_no_package(tmp_path: Path) -> None:
     """Such as Docker's, which `up` builds the image with."""
     path = sys.path.copy()
     assert findings_of(tmp_path, "", "step") == []
     assert sys.path == path
-
-
-def test_a_work_pool_of_another_kind_needs_no_service(tmp_path: Path) -> None:
-    """Its workers are elsewhere, or it needs none."""
-    (tmp_path / "docker").mkdir()
-    (tmp_path / "docker" / "compose.yaml").write_text(COMPOSE)
-    pool = "work_pools:\n    far: {type: kubernetes, queues: {}}\n"
-    assert findings(tmp_path, ("work_pools:\n", pool)) == []
 
 
 def test_tags_may_have_other_names(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_down_asks_for_what_has_the_names_of_the_manifest(
         assert done.returncode == 0, done.stderr
     compose = "compose -f docker/compose.yaml"
     assert [each for each in docker.read_text().splitlines() if "version" not in each] == [
-        f"{compose} stop worker-docker worker-processes",
+        f"{compose} stop worker-processes worker-docker",
         "ps --quiet --filter network=acme --filter label=io.prefect.flow-run-id",
         "stop 75a57a379ee4",
         f"{compose} down --remove-orphans",
