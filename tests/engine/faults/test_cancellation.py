@@ -173,6 +173,11 @@ async def test_parent_is_killed_with_children_at_every_stage(client: PrefectClie
         client, parent, "Scheduled", "Pending", "Running", "Running", "Completed"
     )
     by_name = {run.name: run for run in children}
+
+    async def pulls() -> bool:
+        return bool((await client.read_flow_run(by_name["pulling"].id)).infrastructure_pid)
+
+    await wait_for(pulls, "its worker knows the process that pulls, and so can end it")
     await client.set_flow_run_state(by_name["cancelling"].id, Cancelling())
     os.kill(pid_of(await client.read_flow_run(parent.id)), signal.SIGKILL)
     parent = await ended(client, parent)
