@@ -136,23 +136,27 @@ def results(
     return found
 
 
+@pytest.mark.slow
 def test_children_return_what_arrives(results: dict[str, Any]) -> None:
     changed = {n: results[n] for n in CHILDREN & ARRIVES if not is_as_returned(n, results[n])}
     assert not changed
 
 
+@pytest.mark.slow
 def test_children_are_refused_with_the_cause(results: dict[str, Any]) -> None:
     for name in CHILDREN & set(REFUSED):
         assert isinstance(results[name], ChildResultUnavailable), results[name]
         assert REFUSED[name] in str(results[name])
 
 
+@pytest.mark.slow
 def test_without_an_annotation_it_is_plain_data(results: dict[str, Any]) -> None:
     (by_name,) = results["by name"]
     assert by_name == {"name": "Mia"}
     assert results["no_annotation"] == results["by name"]
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_run_tells_the_cause_too(results: dict[str, Any]) -> None:
     prepared = Prepared(
@@ -164,6 +168,7 @@ async def test_run_tells_the_cause_too(results: dict[str, Any]) -> None:
     assert f"by-date/local completed, but its result {NOT_WRITTEN} 'dict'" in str(outcome.problem)
 
 
+@pytest.mark.slow
 def test_a_secret_is_not_shown(results: dict[str, Any]) -> None:
     error = results["secret_of_another_type"]
     assert "20130131" not in f"{error}{error.__cause__}"
@@ -212,6 +217,7 @@ def test_what_is_not_json_is_compared_itself() -> None:
     assert sent(own, {1: 2}) == {1: 2}
 
 
+@pytest.mark.slow
 def test_a_state_decides_neither_what_reads_a_result_nor_where_it_is(
     results: dict[str, Any], prefect_server: TemporaryServer, tmp_path: Path
 ) -> None:
