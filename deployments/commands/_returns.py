@@ -49,7 +49,6 @@ NOT_KEYS = {
 }
 NOT_KEYS |= {"time", "timedelta", "tuple", "url", "uuid"}
 KEYS = "JSON has only text and numbers as keys: return those, a list of pairs, or a model"
-EXCLUDED = "it has a field that is not in JSON (exclude=True): return a model without it"
 # Keys of a core schema that hold what users wrote, not schemas.
 NOT_SCHEMAS = {"metadata", "default", "expected", "serialization"}
 
@@ -107,9 +106,7 @@ def _find(schema: Any, plain: bool = True) -> Iterator[str]:
         if "_serialize_secret" in repr(schema["serialization"]):
             yield SECRET
         return
-    if schema.get("serialization_exclude"):
-        yield EXCLUDED
-    elif isinstance(kind, str) and kind in NOT_JSON:
+    if isinstance(kind, str) and kind in NOT_JSON:
         yield NOT_JSON[kind]
     elif kind == "json-or-python":
         yield from _find(schema["json_schema"], plain)

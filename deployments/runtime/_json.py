@@ -90,15 +90,6 @@ def may_be_secret(core_schema: Any) -> bool:
     return "secret" in repr(core_schema).lower()
 
 
-def find_excluded(value: Any) -> str | None:
-    """Return the first field of a value that JSON never has, at any depth."""
-    if isinstance(value, BaseModel):
-        for name, field in type(value).model_fields.items():
-            if field.exclude:
-                return f"{type(value).__name__}.{name}"
-    return next(filter(None, map(find_excluded, _parts(value).values())), None)
-
-
 def mark(data: Any) -> Any:
     """Return JSON data of which, once it is read, each part tells whether a type has read it."""
     if isinstance(data, list):

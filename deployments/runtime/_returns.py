@@ -23,7 +23,6 @@ from pydantic_core import CoreConfig, CoreSchema, SchemaValidator
 
 from deployments.runtime._json import (
     count_unread,
-    find_excluded,
     holds_secret,
     is_equal,
     mark,
@@ -143,8 +142,6 @@ class Returns(Generic[R]):
                     "is or holds a secret, for which JSON has asterisks: return the name of a "
                     "Secret block"
                 )
-            if field := find_excluded(result):
-                raise Unreadable(f"may have lost {field}, which is not in JSON (exclude=True)")
             try:
                 written = serializer.loads(serializer.dumps(result))
                 place = _find_change(result, written, data, self._whole)

@@ -36,7 +36,6 @@ REFUSED: dict[str, str] = {
     "doubled": f"{ANOTHER} at number",
     "doubled_itself": ANOTHER,
     "exceptions": "is or holds an exception",
-    "excluded": "may have lost Partial.lost",
     "frame": f"{NOT_WRITTEN} 'Frame'",
     "grown": f"{ANOTHER} at number",
     "hidden": f"{ANOTHER} at hidden",
