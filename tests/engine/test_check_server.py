@@ -14,7 +14,7 @@ from prefect.client.schemas.actions import (
 
 from deployments.commands._check import check_manifest
 from deployments.commands._check_server import check_server
-from deployments.commands._leases import check_leases
+from deployments.commands._leases import IN_MEMORY, check_leases
 from deployments.commands._manifest import ROOT, Manifest
 from deployments.commands._processes import TemporaryServer, temporary_server
 
@@ -137,7 +137,8 @@ async def test_a_server_that_keeps_limits_in_its_memory(
             return [finding async for finding in check_leases(client, manifest)]
 
     assert not await found(limited)
-    with temporary_server(tmp_path, settings=None) as forgetful, forgetful.used():
+    own = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": IN_MEMORY}
+    with temporary_server(tmp_path, own=own) as forgetful, forgetful.used():
         assert not await found(free)
         (finding,) = await found(limited)
         assert "runs of limited crash" in finding

@@ -176,11 +176,12 @@ async def test_another_environment_starts_cold(
     client: PrefectClient, worker: subprocess.Popen[bytes]
 ) -> None:
     """Whatever it is, as it could be read before any code of ours; and nothing is kept for it."""
-    runs = [process(env={"REGION": str(number)}) for number in range(3)]
-    warm, *others = await asyncio.gather(process(), *runs)
-    assert [each["region"] for each in (warm, *others)] == [None, "0", "1", "2"]
+    assert (await process())["region"] is None
+    before = warm_processes(worker.pid)
+    others = await asyncio.gather(*(process(env={"REGION": str(each)}) for each in range(3)))
+    assert [each["region"] for each in others] == ["0", "1", "2"]
     assert [each["pid"] for each in others] == [each["known as"] for each in others]
-    assert warm_processes(worker.pid) == [warm["warm"]]
+    assert warm_processes(worker.pid) == before
 
 
 async def test_a_changed_environment_has_a_new_process(client: PrefectClient) -> None:
@@ -194,18 +195,21 @@ async def test_a_changed_environment_has_a_new_process(client: PrefectClient) ->
     finally:
         installed.rmdir()
     wait_until(lambda: not is_alive(before), "the earlier process has ended")
+    await process()  # notices that, for the next test
 
 
-async def test_the_warm_process_dies(client: PrefectClient, tmp_path: Path) -> None:
+async def test_the_warm_process_dies(
+    client: PrefectClient, worker: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
     """Its runs go on; the next one has another."""
-    warm = (await process())["warm"]
     held = tmp_path / "held"
-    started = await arun_deployment(
-        "end/warm", parameters={"how": "hold", "file": str(held)}, timeout=0
-    )
+    parameters = {"how": "hold", "file": str(held)}
+    started = await arun_deployment("end/warm", parameters=parameters, timeout=0)
     wait_until(held.exists, "the run holds")
+    warm = parent_of(parent_of(int(held.read_text())))
+    assert warm in warm_processes(worker.pid)
     os.kill(warm, signal.SIGKILL)
-    assert (await process())["warm"] != warm
+    assert (await process())["warm"] in {*warm_processes(worker.pid)} - {warm}
     held.unlink()
 
     async def completed() -> bool:
@@ -215,15 +219,15 @@ async def test_the_warm_process_dies(client: PrefectClient, tmp_path: Path) -> N
 
 
 async def test_what_stands_between_a_run_and_its_worker_dies(
-    client: PrefectClient, tmp_path: Path
+    client: PrefectClient, worker: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     """The run dies with it, and is told."""
-    kept = await ended_by(
-        client,
-        tmp_path,
-        "warm",
-        lambda run: os.kill(parent_of(int((tmp_path / "warm").read_text())), signal.SIGKILL),
-    )
-    assert kept == await ended_by(
+
+    def kill_keeper(_: FlowRun) -> None:
+        keeper = parent_of(int((tmp_path / "warm").read_text()))
+        assert parent_of(keeper) in warm_processes(worker.pid)
+        os.kill(keeper, signal.SIGKILL)
+
+    assert await ended_by(client, tmp_path, "warm", kill_keeper) == await ended_by(
         client, tmp_path, "cold", lambda run: os.kill(pid_of(run), signal.SIGKILL)
     )
