@@ -75,7 +75,7 @@ async def save_secret(kind: str) -> None:
                 "be `block-type/block-name`"
             ],
         ),
-        ({"TOKEN": "{{ prefect.blocks.secret.token }}"}, []),
+        ({"TOKEN": "{{ prefect.blocks.acme.token }}"}, []),
         (
             {"TOKEN": "{{ prefect.blocks.token }}"},
             [
