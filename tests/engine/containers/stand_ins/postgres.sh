@@ -2,7 +2,8 @@ set -eu
 if [ ! -e "$PGDATA/PG_VERSION" ]; then
     passwords=$(mktemp)
     printf '%s\n' "$POSTGRES_PASSWORD" > "$passwords"
-    initdb --username "$POSTGRES_USER" --pwfile "$passwords" --auth scram-sha-256
+    # As the image that it stands in for: else the page of a parent, with an ellipsis, is refused.
+    initdb --encoding UTF8 --username "$POSTGRES_USER" --pwfile "$passwords" --auth scram-sha-256
     rm "$passwords"
     echo "host all all all scram-sha-256" >> "$PGDATA/pg_hba.conf"
     # Nobody from outside before the database exists: the healthcheck asks through the socket, too.
