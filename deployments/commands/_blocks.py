@@ -43,7 +43,7 @@ async def check_blocks_of_server(
     """Yield one line for each block that the server lacks, or that this Python can't load.
 
     Args:
-        client: Of the server.
+        client: The client of the server.
         manifest: Whose steps are those of deployments that have none of their own.
         deployments: Of the manifest, by their full names.
     """

@@ -50,7 +50,7 @@ async def read_fields(
     """Return what a deployment is on the server, in the words of `Change`.
 
     Args:
-        client: Of the server.
+        client: The client of the server.
         there: The deployment; None if there is none.
         declared: Its schedules, as prefect.yaml has them.
     """

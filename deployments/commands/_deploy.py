@@ -131,7 +131,7 @@ async def _mend(
     """Change what `prefect deploy` leaves otherwise than prefect.yaml says.
 
     Args:
-        client: Of the server.
+        client: The client of the server.
         there: The deployment.
         schedules: As prefect.yaml has them.
         before: Those that the deployment had.
@@ -153,7 +153,7 @@ async def create_definitions(
     That is the work pools, with their queues and the queues' limits, and the automations.
 
     Args:
-        client: Of the server.
+        client: The client of the server.
         manifest: That declares them.
         tell: Gets what was done with each.
     """

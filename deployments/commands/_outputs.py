@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deployments.commands._blocks import find_placeholder_places
+from deployments.commands._blocks import STEPS, find_placeholder_places
 from deployments.commands._manifest import Deployment, Manifest
 
 # Placeholders of Prefect's own: blocks and variables, and what a worker knows of the run.
@@ -13,10 +13,7 @@ OTHERS = {"prefect", "ctx"}
 
 def check_outputs(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
     """Yield which step outputs a deployment names, though it has no such step."""
-    steps = {
-        kind: deployment.declared.get(kind, getattr(manifest, kind)) or []
-        for kind in ("build", "push", "pull")
-    }
+    steps = {kind: deployment.declared.get(kind, getattr(manifest, kind)) or [] for kind in STEPS}
     ids = OTHERS | {
         str(step["id"])
         for each in steps.values()

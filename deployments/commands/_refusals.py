@@ -18,7 +18,7 @@ async def require_server(client: PrefectClient, console: Console, seconds: float
     """Ask a server for something that only a Prefect API has, and only for those it knows.
 
     Args:
-        client: Of the server.
+        client: The client of the server.
         console: For a word before a wait.
         seconds: To wait for it: it may just have been started.
 
