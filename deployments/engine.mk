@@ -22,7 +22,7 @@ test-all: lint
 # default those that the start of a process could change; all with `ARGS=tests/engine/faults`.
 STARTS = tests/engine/faults -k '(raises or is_killed or timeout or is_cancelled) and not worker'
 test-cold: .venv/installed
-	@PYTHONPATH=$(CURDIR)/tests/engine/starts/cold $(BIN)/python -m pytest -m "not docker and not machines" $(or $(ARGS),$(STARTS))
+	@PYTHONPATH="$(CURDIR)/tests/engine/starts/cold" $(BIN)/python -m pytest -m "not docker and not machines" $(or $(ARGS),$(STARTS))
 
 test-docker: .venv/installed
 	@$(BIN)/python -m pytest -m docker $(ARGS)
