@@ -34,16 +34,11 @@ from benchmarks.cost import cpu_seconds, megabytes, stack_seconds, wait_for_ends
 from benchmarks.parent import read_children
 from benchmarks.report import Figures, Measured, plot, tabulate
 from benchmarks.servers import run_servers
-from deployments.commands._deploy import create_definitions, run_prefect_deploy
-from deployments.commands._manifest import ROOT, Manifest
-from deployments.commands._processes import (
-    DATABASE_URL,
-    TemporaryServer,
-    run_process,
-    temporary_server,
-    temporary_worker,
-)
-from deployments.runtime._orphans import cancel_run
+from deployments.deploy._deploy import create_definitions, run_prefect_deploy
+from deployments.project import ROOT, Manifest
+from deployments.runs import cancel_run
+from deployments.servers import TemporaryServer, temporary_server, temporary_worker
+from deployments.servers._processes import DATABASE_URL, run_process
 
 HERE = Path(__file__).parent
 PREFECT_FILE = HERE / "prefect.yaml"

@@ -10,8 +10,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from deployments.commands._manifest import ROOT
-from deployments.commands._processes import TemporaryServer, free_port, run_process
+from deployments.project import ROOT
+from deployments.servers import TemporaryServer
+from deployments.servers._processes import free_port, run_process
 
 NGINX = "import os, sys; os.execvp('nginx', sys.argv)"
 

@@ -1,6 +1,6 @@
 """Call child deployments from parent flows as if they were coroutines."""
 
-from deployments.runtime import (
+from deployments.parent import (
     ChildCancelled,
     ChildCrashed,
     ChildError,

@@ -2,8 +2,8 @@
 
 from dotenv import load_dotenv
 
-from deployments.commands._cli import app
-from deployments.commands._manifest import ROOT
+from deployments._cli import app
+from deployments.project import ROOT
 
 load_dotenv(ROOT / ".env")
 app()

@@ -6,13 +6,7 @@ from prefect import flow, get_client, get_run_logger
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 
-from deployments.runtime import (
-    ALIVE,
-    UNFINISHED,
-    cancel_children,
-    read_children,
-    settle_children,
-)
+from deployments.runs import ALIVE, UNFINISHED, cancel_children, read_children, settle_children
 
 
 @flow(flow_run_name="cancel the children of {parent}")

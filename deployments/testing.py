@@ -20,10 +20,10 @@ from prefect.events.worker import EventsWorker
 from prefect.flows import Flow
 from prefect.logging.handlers import APILogWorker
 
-from deployments.commands._deploy import deploy_manifest
-from deployments.commands._manifest import Manifest
-from deployments.commands._processes import TemporaryServer, temporary_server, temporary_worker
-from deployments.runtime import stand_ins
+from deployments.deploy import deploy_manifest
+from deployments.parent import stand_ins
+from deployments.project import Manifest
+from deployments.servers import TemporaryServer, temporary_server, temporary_worker
 
 
 def pytest_configure() -> None:

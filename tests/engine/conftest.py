@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments.commands._deploy import deploy_manifest
-from deployments.commands._manifest import ROOT, Manifest
-from deployments.commands._processes import TemporaryServer
+from deployments.deploy import deploy_manifest
+from deployments.project import ROOT, Manifest
+from deployments.servers import TemporaryServer
 
 # The project of these tests. What is around them, users replace by their own.
 MANIFEST = ROOT / "tests" / "engine" / "prefect.yaml"

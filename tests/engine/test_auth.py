@@ -20,8 +20,13 @@ from prefect.settings import (
 )
 from rich.console import Console
 
-from deployments.commands._processes import TemporaryServer, temporary_server, temporary_worker
-from deployments.commands._refusals import explain, require_server
+from deployments.servers import (
+    TemporaryServer,
+    explain,
+    require_server,
+    temporary_server,
+    temporary_worker,
+)
 from tests.engine.faults.conftest import deploy_faults, start
 from tests.engine.waiting import ended, outcome
 

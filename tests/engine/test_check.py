@@ -12,10 +12,10 @@ from prefect import flow
 from prefect.events.schemas.automations import EventTrigger
 from prefect.serializers import PickleSerializer
 
-from deployments.commands._calls import find_child_calls
-from deployments.commands._check import check_manifest
-from deployments.commands._manifest import ROOT, Manifest
-from deployments.commands._returns import check_return
+from deployments.check import check_manifest
+from deployments.check._calls import find_child_calls
+from deployments.check._returns import check_return
+from deployments.project import ROOT, Manifest
 from tests.engine.conftest import MANIFEST, run_command
 from tests.engine.words import measure_all
 

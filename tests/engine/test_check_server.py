@@ -12,11 +12,10 @@ from prefect.client.schemas.actions import (
     BlockTypeCreate,
 )
 
-from deployments.commands._check import check_manifest
-from deployments.commands._check_server import check_server
-from deployments.commands._leases import IN_MEMORY, check_leases
-from deployments.commands._manifest import ROOT, Manifest
-from deployments.commands._processes import TemporaryServer, temporary_server
+from deployments.check import check_manifest, check_server
+from deployments.check._leases import IN_MEMORY, check_leases
+from deployments.project import ROOT, Manifest
+from deployments.servers import TemporaryServer, temporary_server
 
 pytestmark = pytest.mark.anyio
 

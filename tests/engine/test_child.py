@@ -25,7 +25,7 @@ from deployments import (
     child,
     parent_flow,
 )
-from deployments.runtime import is_parent
+from deployments.parent import is_parent
 from deployments.testing import Stubs
 from tests.engine.words import Size, Sizes, add_up, measure, measure_all
 

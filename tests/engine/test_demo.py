@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from deployments.commands._run import write_json
+from deployments.run._run import write_json
 from tests.engine.waiting import SECONDS, processes_of, wait_until
 from tests.engine.words import Size
 

@@ -22,11 +22,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled
 from rich.console import Console
 
-from deployments.commands._manifest import Manifest
-from deployments.commands._processes import TemporaryServer, temporary_worker
-from deployments.commands._prune import find_leftovers
-from deployments.commands._refusals import explain, require_server
-from deployments.commands._schedules import plain_schedules
+from deployments.deploy import find_leftovers
+from deployments.deploy._schedules import plain_schedules
+from deployments.project import Manifest
+from deployments.servers import TemporaryServer, explain, require_server, temporary_worker
 from tests.engine.conftest import copy_repository, replace, run_command
 
 pytestmark = pytest.mark.anyio

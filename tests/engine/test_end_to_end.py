@@ -22,11 +22,11 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 
-from deployments.commands._check_server import check_server
-from deployments.commands._deploy import run_prefect_deploy
-from deployments.commands._manifest import ROOT, Manifest, WorkPool
-from deployments.commands._processes import TemporaryServer
-from deployments.runtime import Returns, read_value
+from deployments.check import check_server
+from deployments.deploy._deploy import run_prefect_deploy
+from deployments.project import ROOT, Manifest, WorkPool
+from deployments.servers import TemporaryServer
+from deployments.values import Returns, read_value
 from tests.engine.conftest import MANIFEST
 from tests.engine.waiting import SECONDS, children_of, ended, in_states, read_graph, wait_for
 from tests.engine.words import Sizes

@@ -2,7 +2,7 @@
 
 import re
 
-from deployments.commands._manifest import ROOT
+from deployments.project import ROOT
 
 TABLE = (ROOT / "tests" / "engine" / "README.md").read_text()
 

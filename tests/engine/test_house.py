@@ -1,18 +1,39 @@
-"""The arrows of imports point down: flows -> `deployments` -> its runtime, never in a circle."""
+"""The arrows of imports: flows -> `deployments` -> its rooms, each by its one door."""
 
 import ast
 import graphlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import deployments
-import deployments.runtime
 
 ENGINE = Path(deployments.__file__).parent
-RUNTIME = "deployments.runtime"
+# What each room, or module beside them, may use of the others.
+ROOMS = {
+    "": "parent",  # what flows import
+    "__main__": "_cli project",
+    "_cli": "_console check deploy project run servers stack",
+    "stack": "check project",
+    "run": "_console check deploy parent project runs servers values",
+    "check": "deploy maintenance parent project runs values",
+    "testing": "deploy parent project servers",
+    "deploy": "project runs servers",
+    "servers": "project",
+    "project": "",
+    "maintenance": "runs",
+    "parent": "runs values",
+    "runs": "",
+    "values": "",
+    "_console": "",
+    "_warm_process": "",
+    "warm_start": "",
+    "update": "",
+    "init": "",
+}
+FACES = [path.parent.name for path in ENGINE.glob("*/__init__.py")]
 OUTSIDE = ("flows", "tests", "benchmarks")
 
 
@@ -41,6 +62,11 @@ def imports(tree: ast.AST) -> Iterator[str]:
 ARROWS = sorted({(module, other) for module, tree in MODULES.items() for other in imports(tree)})
 
 
+def room_of(module: str) -> str:
+    """Return the room that a module is in; of `deployments` itself, the empty name."""
+    return f"{module}.".split(".")[1]
+
+
 def is_in(module: str, *packages: str) -> bool:
     return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
@@ -52,22 +78,22 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     graph.prepare()  # raises a CycleError, which names them
 
 
-def test_the_runtime_knows_nothing_around_it() -> None:
-    up = [
-        (module, other)
-        for module, other in ARROWS
-        if is_in(module, RUNTIME)
-        and is_in(other, "deployments", *OUTSIDE)
-        and not is_in(other, RUNTIME)
-    ]
-    assert up == []
+def test_arrows_between_rooms_are_drawn() -> None:
+    found: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for module, other in ARROWS:
+        here, there = room_of(module), room_of(other)
+        if is_in(other, "deployments") and here != there:
+            found[here].add(there)
+    assert {room: " ".join(sorted(others)) for room, others in found.items()} == ROOMS
 
 
-def test_the_runtime_has_one_door() -> None:
+def test_a_room_has_one_door() -> None:
     past_it = [
         (module, other)
         for module, other in ARROWS
-        if not is_in(module, RUNTIME) and is_in(other, RUNTIME) and other != RUNTIME
+        if is_in(other, "deployments")
+        and other.count(".") > 1
+        and room_of(module) != room_of(other)
     ]
     assert past_it == []
 
@@ -87,9 +113,10 @@ def test_nothing_is_imported_for_type_checkers_only() -> None:
     assert [module for module, name in names if name == "TYPE_CHECKING"] == []
 
 
-@pytest.mark.parametrize("face", [deployments, deployments.runtime])
-def test_a_face_is_sorted_and_complete(face: ModuleType) -> None:
+@pytest.mark.parametrize("name", ["deployments", *(f"deployments.{face}" for face in FACES)])
+def test_a_face_is_sorted_and_complete(name: str) -> None:
     """It has all that it imports: constants, classes, functions, as the linter sorts them."""
+    face = importlib.import_module(name)
     imported = [
         alias.asname or alias.name
         for node in ast.walk(MODULES[face.__name__])
@@ -103,8 +130,4 @@ def test_a_face_is_sorted_and_complete(face: ModuleType) -> None:
 def test_flows_can_name_what_they_meet() -> None:
     errors = deployments.ChildError.__subclasses__()
     met: list[type] = [deployments.ChildError, *errors, deployments.RunInfo, deployments.ChildRun]
-    assert (
-        {each.__name__ for each in met}
-        <= set(deployments.__all__)
-        <= set(deployments.runtime.__all__)
-    )
+    assert {each.__name__ for each in met} <= set(deployments.__all__)

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from deployments.runtime._loop import Loop
+from deployments.parent._loop import Loop
 
 pytestmark = pytest.mark.anyio
 

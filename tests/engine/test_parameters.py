@@ -35,9 +35,9 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from deployments import child, parent_flow
-from deployments.commands._manifest import ROOT
-from deployments.runtime._parameters import to_json, validate
+from deployments.project import ROOT
 from deployments.testing import Stubs
+from deployments.values import to_json, validate
 
 pytestmark = pytest.mark.anyio
 
@@ -326,8 +326,8 @@ IDENTITY = """
 from pydantic import BaseModel, Field, computed_field
 from pydantic.dataclasses import dataclass
 from prefect import flow
-from deployments.runtime._parameters import bind, to_json, to_json_untyped, validate
-from deployments.runtime._call import Call
+from deployments.values import bind, to_json, to_json_untyped, validate
+from deployments.parent._call import Call
 
 class Tag(BaseModel, frozen=True):
     names: frozenset[str] = Field(frozenset(), alias="Names")

@@ -11,7 +11,7 @@ import pytest
 from prefect import flow
 
 from deployments import ChildFailed, child, parent_flow, raise_failures
-from deployments.commands._manifest import ROOT
+from deployments.project import ROOT
 from deployments.testing import Stubs
 
 pytestmark = pytest.mark.anyio

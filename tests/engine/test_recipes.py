@@ -34,13 +34,9 @@ from prefect.deployments import arun_deployment
 from prefect.states import Crashed, Failed
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
-from deployments.commands._manifest import ROOT, Manifest
-from deployments.commands._processes import (
-    TemporaryServer,
-    free_port,
-    temporary_server,
-    temporary_worker,
-)
+from deployments.project import ROOT, Manifest
+from deployments.servers import TemporaryServer, temporary_server, temporary_worker
+from deployments.servers._processes import free_port
 from tests.engine.conftest import inner_env
 from tests.engine.waiting import (
     children_of,
@@ -286,7 +282,8 @@ async def test_development_and_production_have_what_runs_need(project: Project, 
     text = text.replace("<<: *checkout\n", f"<<: *{on}\n").replace("*on_checkout", f"*on_{on}")
     block = "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"
     path.write_text(text.replace("&results {}", f"&results {{{block}: s3-bucket/results}}"))
-    check = "from deployments.commands._check import *; print(list(check_manifest(Path('{}'))))"
+    check = "from pathlib import Path; from deployments import check; "
+    check += "print([*check.check_manifest(Path('{}'))])"
     assert project.run(f'python -c "{check.format(path.name)}"') == "[]\n"
 
     template = ProcessWorker.get_default_base_job_template()

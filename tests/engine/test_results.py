@@ -17,12 +17,12 @@ from prefect.states import Completed
 from pydantic import ValidationError, create_model
 
 from deployments import ChildResultUnavailable, child, parent_flow
-from deployments.commands._deploy import run_prefect_deploy
-from deployments.commands._manifest import ROOT, Manifest
-from deployments.commands._prepare import Prepared
-from deployments.commands._processes import TemporaryServer
-from deployments.commands._run import read_outcome
-from deployments.runtime import Returns, Unreadable, read_value
+from deployments.deploy._deploy import run_prefect_deploy
+from deployments.project import ROOT, Manifest
+from deployments.run._prepare import Prepared
+from deployments.run._run import read_outcome
+from deployments.servers import TemporaryServer
+from deployments.values import Returns, Unreadable, read_value
 from tests.engine import returns
 
 ANOTHER = "would arrive as another value than was returned"

@@ -25,8 +25,9 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Completed, Crashed, Failed, Pending, Running
 from prefect.tasks import Task
 
-from deployments.commands._manifest import Manifest
-from deployments.commands._processes import TemporaryServer, free_port, temporary_server
+from deployments.project import Manifest
+from deployments.servers import TemporaryServer, temporary_server
+from deployments.servers._processes import free_port
 from tests.engine.conftest import copy_repository, run_command
 from tests.engine.faults.conftest import FAULTS, deploy_faults
 from tests.engine.waiting import ended, wait_until

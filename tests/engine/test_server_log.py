@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments.commands._processes import temporary_server
-from deployments.commands._server_log import ServerFailed, check_server_log, find_errors
+from deployments.servers import temporary_server
+from deployments.servers._log import ServerFailed, check_server_log, find_errors
 from tests.engine.waiting import wait_for
 
 SOUND = """

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments.commands._manifest import ROOT, Manifest
-from deployments.commands._stack import read_names, require_port
+from deployments.project import ROOT, Manifest
+from deployments.stack._stack import read_names, require_port
 from tests.engine.conftest import MANIFEST, run_command
 
 

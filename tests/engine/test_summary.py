@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.settings import PREFECT_UI_URL, temporary_settings
 
-from deployments.runtime._summary import LABEL, Row, percentage, sum_up, tabulate
+from deployments.parent._table import LABEL, Row, percentage, sum_up, tabulate
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

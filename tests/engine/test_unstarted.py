@@ -9,7 +9,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
 from prefect.client.schemas.objects import FlowRun
 
-from deployments.runtime import explain_unstarted
+from deployments.runs import explain_unstarted
 from tests.engine.waiting import wait_for
 
 pytestmark = pytest.mark.anyio

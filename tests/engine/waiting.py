@@ -18,7 +18,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
 
-from deployments.runtime import read_all
+from deployments.runs import read_all
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.commands._manifest import ROOT
+from deployments.project import ROOT
 from tests.engine.conftest import clean_env, copy_repository, inner_env
 
 __all__ = ["clean_env"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.commands._manifest import ROOT
+from deployments.project import ROOT
 from tests.engine.conftest import MANIFEST, run_command
 
 TEXT = (ROOT / "prefect.yaml").read_text()

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.fan_out import Bench
-from deployments.commands._processes import TemporaryServer
+from deployments.servers import TemporaryServer
 
 CHILDREN = 100
 

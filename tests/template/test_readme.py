@@ -9,9 +9,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from deployments.commands._manifest import ROOT
-from deployments.commands._processes import free_port
-from deployments.commands._server_log import check_server_log
+from deployments.project import ROOT
+from deployments.servers._log import check_server_log
+from deployments.servers._processes import free_port
 from tests.engine.waiting import SECONDS, wait_until
 
 README = (ROOT / "README.md").read_text()

@@ -6,7 +6,7 @@ import pytest
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from deployments.commands._processes import free_port
+from deployments.servers._processes import free_port
 from tests.engine.conftest import inner_env
 from tests.engine.containers.engine import docker, find_images, running_engine
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from deployments.commands._manifest import ROOT
-from deployments.commands._processes import tail
+from deployments.project import ROOT
+from deployments.servers import tail
 from tests.engine.conftest import MANIFEST
 
 STAND_INS = Path(__file__).parent / "stand_ins"

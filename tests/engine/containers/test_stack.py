@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.states import Cancelling
 
-from deployments.commands._server_log import find_errors
+from deployments.servers._log import find_errors
 from tests.engine.containers.conftest import SECRET, Stack, no_container_is_left
 from tests.engine.containers.engine import docker
 from tests.engine.waiting import children_of, ended, in_states, outcome, read_graph, wait_for

@@ -13,9 +13,9 @@ from prefect.deployments import arun_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments import parent_flow
-from deployments.commands._deploy import deploy_manifest
-from deployments.commands._manifest import Manifest
-from deployments.commands._processes import TemporaryServer
+from deployments.deploy import deploy_manifest
+from deployments.project import Manifest
+from deployments.servers import TemporaryServer
 from tests.engine.faults.proxy import FaultyProxy
 
 FAULTS = Path(__file__).with_name("prefect.yaml")

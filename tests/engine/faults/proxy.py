@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from deployments.commands._processes import free_port
+from deployments.servers._processes import free_port
 
 NOT_FORWARDED = {"host", "content-length", "transfer-encoding", "content-encoding", "connection"}
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]

@@ -16,10 +16,10 @@ from prefect.events.schemas.automations import EventTrigger
 from prefect.states import Cancelling
 
 from deployments import ChildCancelled, ChildCrashed, ChildRun, child
-from deployments.commands._deploy import create_definitions
-from deployments.commands._manifest import Manifest
-from deployments.commands._processes import TemporaryServer, temporary_server, temporary_worker
-from deployments.runtime._orphans import START_TIME
+from deployments.deploy._deploy import create_definitions
+from deployments.project import Manifest
+from deployments.runs._cancel import START_TIME
+from deployments.servers import TemporaryServer, temporary_server, temporary_worker
 from tests.engine.conftest import MANIFEST
 from tests.engine.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
 from tests.engine.faults.steps import step

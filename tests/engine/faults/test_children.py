@@ -25,8 +25,8 @@ from deployments import (
     child,
     raise_failures,
 )
-from deployments.commands._processes import TemporaryServer
-from deployments.runtime import _watch
+from deployments.parent import _watch
+from deployments.servers import TemporaryServer
 from tests.engine.faults.conftest import InProcess, is_alive, pid_of
 from tests.engine.faults.steps import Renamed, echo, region, slow, step, variadic
 from tests.engine.faults.test_page import page_of

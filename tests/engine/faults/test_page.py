@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.states import AwaitingRetry, Running
 
 from deployments import child
-from deployments.runtime import _page
+from deployments.parent import _page
 from tests.engine.faults.conftest import InProcess, start
 from tests.engine.faults.proxy import FaultyProxy
 from tests.engine.faults.steps import step

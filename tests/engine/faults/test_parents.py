@@ -18,9 +18,9 @@ from prefect.states import AwaitingRetry, Cancelling
 from pydantic import ValidationError
 
 from deployments import child
-from deployments.commands._deploy import deploy_manifest
-from deployments.commands._manifest import Manifest
-from deployments.commands._processes import temporary_server, temporary_worker
+from deployments.deploy import deploy_manifest
+from deployments.project import Manifest
+from deployments.servers import temporary_server, temporary_worker
 from tests.engine.conftest import MANIFEST
 from tests.engine.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
 from tests.engine.faults.steps import region, silent, step

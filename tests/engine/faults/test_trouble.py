@@ -19,13 +19,9 @@ from prefect.events import Event
 from prefect.states import Cancelling
 
 from deployments import ChildError, ChildTimedOut, child
-from deployments.commands._processes import (
-    TemporaryServer,
-    free_port,
-    temporary_server,
-    temporary_worker,
-)
-from deployments.runtime._watch import Watcher
+from deployments.parent._watch import Watcher
+from deployments.servers import TemporaryServer, temporary_server, temporary_worker
+from deployments.servers._processes import free_port
 from tests.engine.faults.conftest import InProcess, deploy_faults, pid_of
 from tests.engine.faults.proxy import FaultyProxy
 from tests.engine.faults.steps import step

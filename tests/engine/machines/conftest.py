@@ -19,8 +19,8 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from deployments.commands._manifest import ROOT
-from deployments.commands._processes import free_port
+from deployments.project import ROOT
+from deployments.servers._processes import free_port
 from tests.engine.conftest import MANIFEST, USERS, copy_repository, inner_env, replace
 from tests.engine.containers.conftest import FLOWS, Stack
 from tests.engine.containers.engine import find_images, running_engine

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from deployments.commands._processes import tail
+from deployments.servers import tail
 from tests.engine.containers.engine import docker, succeeds
 from tests.engine.waiting import wait_until
 

@@ -12,8 +12,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from deployments.commands._manifest import ROOT
-from deployments.commands._processes import tail
+from deployments.project import ROOT
+from deployments.servers import tail
 from tests.engine.machines.machine import ADDRESS, execute
 from tests.engine.waiting import wait_until
 

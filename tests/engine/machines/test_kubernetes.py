@@ -15,8 +15,8 @@ import pytest
 from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
 
-from deployments.commands._manifest import ROOT
-from deployments.commands._processes import TemporaryServer, temporary_server
+from deployments.project import ROOT
+from deployments.servers import TemporaryServer, temporary_server
 from tests.engine.conftest import inner_env, replace, run_command
 from tests.engine.machines.conftest import RESULTS
 from tests.engine.test_recipes import Engine, serving

@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.states import AwaitingRetry
 
-from deployments.commands._server_log import find_errors
+from deployments.servers._log import find_errors
 from tests.engine.containers.engine import docker
 from tests.engine.machines.conftest import Site
 from tests.engine.machines.machine import execute

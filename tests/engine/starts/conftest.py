@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deployments.commands._manifest import ROOT
+from deployments.project import ROOT
 
 STUB = [sys.executable, "-I", "-S", str(ROOT / "deployments" / "warm_start.py")]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deployments import _warm_process
-from deployments.commands._manifest import ROOT
+from deployments.project import ROOT
 from tests.engine.starts.conftest import STUB, start, warm_processes, worker_env
 from tests.engine.waiting import wait_until
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import pytest
 
-from deployments.commands._manifest import ROOT
+from deployments.project import ROOT
 from deployments.warm_start import find_address
 from tests.engine.starts.conftest import (
     STUB,

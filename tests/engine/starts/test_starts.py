@@ -17,10 +17,11 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import arun_deployment
 
-from deployments.commands._deploy import deploy_manifest, run_prefect_deploy
-from deployments.commands._manifest import ROOT, Manifest
-from deployments.commands._processes import TemporaryServer, temporary_worker
-from deployments.runtime._orphans import cancel_run
+from deployments.deploy import deploy_manifest
+from deployments.deploy._deploy import run_prefect_deploy
+from deployments.project import ROOT, Manifest
+from deployments.runs import cancel_run
+from deployments.servers import TemporaryServer, temporary_worker
 from tests.engine.faults.conftest import is_alive, pid_of
 from tests.engine.starts.conftest import parent_of, warm_processes
 from tests.engine.waiting import wait_for, wait_until

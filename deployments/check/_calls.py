@@ -1,0 +1,155 @@
+"""Where flows call children, as far as their source tells."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from prefect.flows import Flow
+from prefect.tasks import Task
+
+from deployments.parent import child, is_parent
+from deployments.project import ROOT, is_installed
+
+# What a name stands for where only a run can tell.
+UNKNOWN = object()
+
+
+@dataclass(frozen=True)
+class ChildCall:
+    """A call of `child(...)`.
+
+    Attributes:
+        place: `file:line`.
+        in_parent: Whether a parent flow runs when it is made.
+        target: The child: a flow, or `flow-name/deployment-name`; None where only a run can tell.
+        deployment: The child's `flow-name/deployment-name`; None where only a run can tell.
+        arguments: The call of the child with its parameters, or None where it is made elsewhere.
+        dropped: Whether what is to be awaited is a statement of its own, so that nobody does.
+    """
+
+    place: str
+    in_parent: bool
+    target: Flow[..., Any] | str | None
+    deployment: str | None
+    arguments: ast.Call | None
+    dropped: bool
+
+
+def find_child_calls(flow: Flow[..., Any], deployment_name: str) -> Iterator[ChildCall]:
+    """Yield the calls of children in a flow, and in the functions, tasks and flows that it calls.
+
+    Names mean what they mean to the code: `child`, `deployments.child` and that of `from
+    deployments import child as c` are one; `helper()` and `module.helper()` are followed into
+    other modules, but not into installed packages.
+
+    Only a run can tell, so these are not found: calls of methods; of functions that are bound in
+    a function (parameters, variables, imports there) or passed on (`map(helper, ...)`); and the
+    parameters of a child that is kept first (`c = child(f)`, `c(...)`).
+
+    Args:
+        flow: The flow.
+        deployment_name: As which it runs; that of its children, where they name none.
+    """
+    yield from _find(flow, deployment_name, in_parent=False, seen=set())
+
+
+def _find(
+    called: Any, deployment_name: str, *, in_parent: bool, seen: set[tuple[CodeType, bool]]
+) -> Iterator[ChildCall]:
+    if isinstance(called, Flow):
+        in_parent = in_parent or is_parent(called)
+    function = inspect.unwrap(called.fn if isinstance(called, Flow | Task) else called)
+    if not isinstance(function, FunctionType) or (function.__code__, in_parent) in seen:
+        return
+    seen.add((function.__code__, in_parent))
+    path = Path(function.__code__.co_filename)
+    body = _functions(path).get((function.__code__.co_name, function.__code__.co_firstlineno), [])
+    nodes = [node for statement in body for node in ast.walk(statement)]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    dropped = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    arguments = {id(_callee(call)): call for call in calls}
+    names = _names(function)
+    for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
+        value = _value(call.func, names)
+        if value is child:
+            place = f"{os.path.relpath(path, ROOT)}:{call.lineno}"
+            target, deployment = _read(call, names, deployment_name)
+            made = arguments.get(id(call))
+            alone = id(made or call) in dropped
+            yield ChildCall(place, in_parent, target, deployment, made, alone)
+        elif isinstance(value, Flow | Task | FunctionType):
+            yield from _find(value, deployment_name, in_parent=in_parent, seen=seen)
+
+
+def _callee(call: ast.Call) -> ast.expr:
+    """Return what is called: `child(f)` in `child(f)(...)` and in `child(f).submit(...)`."""
+    if isinstance(call.func, ast.Attribute) and call.func.attr == "submit":
+        return call.func.value
+    return call.func
+
+
+def _read(
+    call: ast.Call, names: dict[str, Any], deployment_name: str
+) -> tuple[Flow[..., Any] | str | None, str | None]:
+    """Return the target of a call of `child`, and the name of its deployment."""
+    options = {keyword.arg: keyword.value for keyword in call.keywords}
+    given = call.args[0] if call.args else options.get("target")
+    target = _value(given, names)
+    if isinstance(target, str):
+        return target, target
+    if not isinstance(target, Flow):
+        return None, None
+    name = _value(options["deployment"], names) if "deployment" in options else None
+    if None in options or not (name is None or isinstance(name, str)):  # `**options`
+        return target, None
+    return target, f"{target.name}/{name or deployment_name}"
+
+
+def _value(node: ast.expr | None, names: dict[str, Any]) -> Any:
+    """Return what an expression stands for, without running any code."""
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Name():
+            return names.get(node.id, UNKNOWN)
+        case ast.Attribute():
+            owner = _value(node.value, names)
+            if isinstance(owner, ModuleType):
+                return vars(owner).get(node.attr, UNKNOWN)
+    return UNKNOWN
+
+
+def _names(function: FunctionType) -> dict[str, Any]:
+    """Return the globals that a function sees: those that it binds itself hide them."""
+    hidden = _bound(function.__code__)
+    return {name: value for name, value in function.__globals__.items() if name not in hidden}
+
+
+def _bound(code: CodeType) -> set[str]:
+    inner = (each for each in code.co_consts if isinstance(each, CodeType))
+    bound = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+    return bound.union(*(_bound(each) for each in inner))
+
+
+@functools.lru_cache(maxsize=256)
+def _functions(path: Path) -> dict[tuple[str, int], list[ast.stmt]]:
+    """Return the bodies of a file's functions, by name and first line, as code objects have it."""
+    if is_installed(path):
+        return {}
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # made at run time
+        return {}
+    return {
+        (node.name, min(each.lineno for each in (node, *node.decorator_list))): node.body
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }

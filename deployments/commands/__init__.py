@@ -1,1 +1,0 @@
-"""What surrounds Prefect: `python -m deployments`, over the door of the runtime only."""

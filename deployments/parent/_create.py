@@ -1,0 +1,177 @@
+"""Creating runs as children of a parent's run: together in one request, or each alone."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+from uuid import UUID
+
+from prefect import Task
+from prefect.client.schemas.actions import DeploymentFlowRunCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Failed, Pending, Scheduled, to_state_create
+
+from deployments.parent._call import Call
+from deployments.parent._deployed import read_deployment
+from deployments.parent._errors import ChildError, ChildNotDeployed
+from deployments.parent._lineage import find_inputs
+from deployments.runs import Server
+
+# Seconds until it is tried again where nothing came of it.
+BULK_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+@dataclass(eq=False)
+class Request:
+    """A call whose run is to be created.
+
+    Attributes:
+        call: What is called.
+        key: The idempotency key of the run.
+        fields: Of the run, as JSON data.
+        inputs: The children whose results its parameters hold.
+        created: Becomes the run.
+    """
+
+    call: Call
+    key: str
+    fields: dict[str, Any]
+    inputs: dict[str, list[Any]]
+    created: asyncio.Future[FlowRun]
+
+    @classmethod
+    async def of(cls, call: Call, key: str) -> Self:
+        """Return the request of a call; to be called in its context, which knows the inputs."""
+        inputs = {name: await find_inputs(value) for name, value in call.inputs.items()}
+        fields = DeploymentFlowRunCreate(
+            parameters=call.parameters,
+            name=call.name,
+            tags=[*call.tags],
+            idempotency_key=key,
+            job_variables=call.job_variables,
+        ).model_dump(mode="json", exclude_unset=True)
+        return cls(call, key, fields, inputs, asyncio.get_running_loop().create_future())
+
+
+class Creator:
+    """Create runs of deployments as children of a parent's run."""
+
+    def __init__(self, server: Server, parent_id: UUID) -> None:
+        self._server = server
+        self._parent_id = parent_id
+        self._deployments: dict[str, DeploymentResponse] = {}
+
+    async def create(self, name: str, requests: Iterable[Request]) -> None:
+        """Create the runs of requests for one deployment, each when it is its turn.
+
+        It does what `arun_deployment(as_subflow=True, timeout=0)` does, but repeatably. That
+        function numbers the task run, which ties a child to its parent, by a counter of the
+        attempt: a retried parent would tie its new children to the task runs of old ones. It
+        also reads the deployment anew for each run.
+
+        Raises:
+            ChildNotDeployed: The deployment does not exist.
+            ChildError: The server did not answer in time.
+        """
+        deployment = await self._find(name)
+        prepared: list[Request] = []
+        for request in requests:
+            try:
+                await self._prepare(deployment, request)
+            except PrefectHTTPStatusError as error:
+                request.created.set_exception(_refused(name, error))
+            else:
+                prepared.append(request)
+        together = len(prepared) > 1
+        created = await self._create_in_bulk(deployment.id, prepared) if together else {}
+        for request in prepared:
+            try:
+                run = created.get(request.key) or await self._create_alone(request)
+            except ChildError as error:
+                request.created.set_exception(error)
+            else:
+                request.created.set_result(run)
+
+    async def _find(self, name: str) -> DeploymentResponse:
+        if name not in self._deployments:
+            self._deployments[name] = await read_deployment(self._server, name)
+        return self._deployments[name]
+
+    async def _prepare(self, deployment: DeploymentResponse, request: Request) -> None:
+        """Create the task run that ties a run to its parent."""
+        call = request.call
+        task = Task[[], None](name=call.deployment, fn=lambda: None, version=deployment.version)
+        task.task_key = f"deployments.child.{call.deployment}"
+        task_run = await self._server.ask(
+            lambda client: client.create_task_run(
+                task,
+                flow_run_id=self._parent_id,
+                dynamic_key=request.key,
+                name=call.name or call.deployment,
+                task_inputs={name: runs for name, runs in request.inputs.items() if runs},
+                state=Pending(),
+            )
+        )
+        request.fields["parent_task_run_id"] = str(task_run.id)
+
+    async def _create_in_bulk(
+        self, deployment_id: UUID, requests: list[Request]
+    ) -> dict[str | None, FlowRun]:
+        """Create runs with one request, and return those that are there then, by their keys."""
+        state = to_state_create(Scheduled()).model_dump(mode="json", exclude_unset=True)
+        body = [request.fields | {"state": state} for request in requests]
+        # What counts is what is there then. The answer may call runs created that the transaction
+        # then lost; and where the database was locked, it says 200, and nothing is there.
+        keys = FlowRunFilterIdempotencyKey(any_=[request.key for request in requests])
+        there = FlowRunFilter(idempotency_key=keys)
+        for pause in BULK_PAUSES:
+            try:
+                await self._server.ask(
+                    lambda client: client.request(  # it has no method for this
+                        "POST",
+                        "/deployments/{id}/create_flow_run/bulk",  # type: ignore[arg-type]
+                        path_params={"id": deployment_id},
+                        json=body,
+                    )
+                )
+            except PrefectHTTPStatusError:
+                break  # the server does not know it, or refuses all of them for one
+            runs = await self._server.ask(
+                lambda client: client.read_flow_runs(flow_run_filter=there)
+            )
+            if runs:
+                return {run.idempotency_key: run for run in runs}
+            await asyncio.sleep(pause)
+        return {}
+
+    async def _create_alone(self, request: Request) -> FlowRun:
+        name = request.call.deployment
+        known = name in self._deployments
+        try:
+            deployment = await self._find(name)
+            return await self._server.ask(
+                lambda client: client.create_flow_run_from_deployment(
+                    deployment.id, state=Scheduled(), **request.fields
+                )
+            )
+        except PrefectHTTPStatusError as error:
+            if known and error.response.status_code == 404:  # deleted, and perhaps made anew
+                del self._deployments[name]
+                return await self._create_alone(request)
+            refusal = _refused(name, error)
+        except ChildNotDeployed as error:
+            refusal = error
+        failed: State[Any] = Failed(message=str(refusal))
+        await self._server.ask(
+            lambda client: client.set_task_run_state(
+                UUID(request.fields["parent_task_run_id"]), failed, force=True
+            )
+        )
+        raise refusal
+
+
+def _refused(name: str, error: PrefectHTTPStatusError) -> ChildError:
+    return ChildError(f"{name}: the server refused the run: {error.response.text}")

@@ -1,0 +1,83 @@
+"""Cancelling single runs of a parent, and what else goes on when its caller is cancelled."""
+
+import asyncio
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
+from uuid import UUID
+
+import anyio
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
+
+from deployments.runs import LEAVE_RUNNING, Server, cancel_run
+
+R = TypeVar("R")
+
+# How long the end of a parent waits for what is under way.
+CLOSE_SECONDS = 60.0
+
+
+class Canceller:
+    """Cancel child runs of one attempt of a parent run.
+
+    Args:
+        server: The server to ask, one request at a time.
+        deadline: When the parent is cancelled by its own `timeout_seconds`, in anyio's time.
+    """
+
+    def __init__(self, server: Server, deadline: float) -> None:
+        self._server = server
+        self._deadline = deadline
+        self._cancelling = asyncio.Lock()
+        self._under_way: set[asyncio.Future[Any]] = set()
+
+    def keep(self, work: Coroutine[Any, Any, R]) -> asyncio.Future[R]:
+        """Do some work that goes on when its caller is cancelled."""
+        future = asyncio.ensure_future(work)
+        self._under_way.add(future)
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, future: asyncio.Future[Any]) -> None:
+        self._under_way.discard(future)
+        if not future.cancelled():
+            future.exception()  # seen: where nobody waits for it, the parent's end makes up for it
+
+    async def finish(self) -> None:
+        """Wait a while for what is under way."""
+        while self._under_way:
+            done, _ = await asyncio.wait(self._under_way, timeout=CLOSE_SECONDS)
+            if not done:
+                break
+
+    async def cancel(self, run_id: UUID) -> None:
+        """Ask for a run's cancellation, also if this is cancelled itself."""
+        await asyncio.shield(self.keep(self._cancel(run_id)))
+
+    def abandon(self, run: FlowRun) -> None:
+        """Cancel a run that nobody waits for any more, where it is not to run on.
+
+        It goes on behind the caller, who may have a time limit, and `finish` waits for it.
+        """
+        # When the parent's own time is up, its end knows whether the child is still needed.
+        if LEAVE_RUNNING not in run.tags and not self.time_is_up():
+            self.keep(self._cancel(run.id))
+
+    def undo(self, starting: Awaitable[FlowRun | None]) -> None:
+        """Abandon a run that is being started: it can't be cancelled before its id is known."""
+        self.keep(self._undo(starting))
+
+    def time_is_up(self) -> bool:
+        """Tell whether the parent is cancelled by its own `timeout_seconds`."""
+        return anyio.current_time() >= self._deadline
+
+    async def _cancel(self, run_id: UUID) -> None:
+        async def one_at_a_time(client: PrefectClient) -> None:
+            async with self._cancelling:  # for the reason that `Submitter` tells
+                await cancel_run(client, run_id)
+
+        await self._server.ask(one_at_a_time)
+
+    async def _undo(self, starting: Awaitable[FlowRun | None]) -> None:
+        if run := await starting:  # where nothing was started, nothing is to undo
+            self.abandon(run)

@@ -1,0 +1,270 @@
+"""`prefect.yaml` as data: its deployments, and the work pools and queues that they need."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from prefect.automations import AutomationCore
+from prefect.events import ResourceSpecification
+from prefect.exceptions import ScriptError
+from prefect.flows import Flow, load_flow_from_entrypoint
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from yaml.constructor import ConstructorError
+
+from deployments.project._names import ServerName
+
+ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
+# An event has room for 100 related resources (`maximum_related_resources`). Up to six are the flow,
+# the deployment, the queue, the pool, the task run and who made the run; with more, runs get a 500.
+MOST_TAGS = 94
+
+
+class WorkQueue(BaseModel):
+    """A queue of a work pool.
+
+    Attributes:
+        concurrency_limit: How many of its runs may be under way at once; None is no limit.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    concurrency_limit: int | None = None
+
+
+class WorkPool(BaseModel):
+    """A work pool, as `definitions.work_pools` declares it.
+
+    Attributes:
+        base_job_template: What is other there than in Prefect's own; nothing leaves it alone.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    type: str
+    base_job_template: dict[str, Any] = {}
+    queues: dict[ServerName, WorkQueue]
+
+
+class JobVariables(BaseModel):
+    """The job variables of a deployment, as far as they are read here.
+
+    Attributes:
+        env: The environment, also that of `env.NAME`, which a worker puts there.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    env: Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})] = {}
+    networks: Annotated[list[str], BeforeValidator(lambda given: given or [])] = []
+    volumes: Annotated[list[str], BeforeValidator(lambda given: given or [])] = []
+
+    @model_validator(mode="after")
+    def _add_dotted(self) -> JobVariables:
+        given = self.model_extra or {}
+        dotted = {name[4:]: value for name, value in given.items() if name.startswith("env.")}
+        self.env = dotted | self.env
+        return self
+
+
+class WorkPoolOf(BaseModel):
+    """The `work_pool` of a deployment."""
+
+    name: str
+    work_queue_name: str = "default"
+    job_variables: JobVariables = JobVariables()
+
+
+class Schedule(BaseModel):
+    """A schedule of a deployment."""
+
+    parameters: dict[str, Any] = {}
+
+
+class Trigger(BaseModel):
+    """A trigger of a deployment or an automation.
+
+    Attributes:
+        expect: The events that it waits for.
+        match_related: What such an event must be related to; each by one of its resources.
+        parameters: Of the run that it starts.
+        triggers: Its parts, where it is made of several.
+    """
+
+    expect: set[str] = set()
+    match_related: Annotated[
+        list[ResourceSpecification],
+        BeforeValidator(lambda given: given if isinstance(given, list) else [given or {}]),
+    ] = []
+    parameters: dict[str, Any] | None = None
+    triggers: list[Trigger] = []
+
+
+class Deployment(BaseModel):
+    """A deployment, as `deployments` declares it.
+
+    Attributes:
+        declared: All of it, as `prefect deploy` reads it.
+    """
+
+    name: ServerName
+    entrypoint: str
+    work_pool: WorkPoolOf
+    parameters: dict[str, Any] = {}
+    tags: Annotated[list[str], Field(max_length=MOST_TAGS)] = []
+    build: list[dict[str, Any]] = []
+    schedules: list[Schedule] | None = None
+    triggers: list[Trigger] | None = None
+    declared: dict[str, Any]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_what_is_declared(cls, given: Any) -> Any:
+        return {**given, "declared": given} if isinstance(given, dict) else given
+
+    def load_flow(self) -> Flow[..., Any]:
+        """Import the flow.
+
+        Raises:
+            ValueError: It can't be imported; in one line, with the place.
+        """
+        # Prefect leaves the file's directory there, where a `docker.py` would hide the package.
+        path = sys.path.copy()
+        try:
+            return load_flow_from_entrypoint(self.entrypoint, use_placeholder_flow=False)
+        except Exception as error:
+            raised = error.user_exc if isinstance(error, ScriptError) else error
+            told = " ".join(f"{_place(raised)}{type(raised).__name__}: {raised}".split())
+            raise ValueError(f"{self.entrypoint} can't be imported: {told}") from error
+        finally:
+            sys.path[:] = path
+
+
+def _place(error: Exception) -> str:
+    """Return where in the user's own code an error was raised: `file:line: `, or nothing."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(frame.filename, frame.lineno) for frame in frames]
+    if isinstance(error, SyntaxError) and error.filename:  # of the file that could not be read
+        places.append((error.filename, error.lineno))
+    for file, line in reversed(places):
+        path = Path(file)
+        engine = path.is_relative_to(ROOT / "deployments")
+        if path.is_file() and not engine and not is_installed(path):
+            return f"{os.path.relpath(path, ROOT)}:{line}: "
+    return ""
+
+
+def is_installed(path: Path) -> bool:
+    """Tell whether a file is Python's own or of a package."""
+    return any(path.is_relative_to(each) for each in INSTALLED)
+
+
+class Definitions(BaseModel):
+    """The part of `definitions` that is not only anchors."""
+
+    work_pools: dict[ServerName, WorkPool]
+    automations: list[AutomationCore] = []
+
+
+class Manifest(BaseModel):
+    """All of `prefect.yaml` that this template reads.
+
+    Attributes:
+        name: Of the project.
+        path: Of the file.
+        build: The steps of each deployment that has none of its own; as are the next two.
+        push: The same.
+        pull: The same.
+    """
+
+    name: str = ""
+    path: Path
+    build: list[dict[str, Any]] | None = None
+    push: list[dict[str, Any]] | None = None
+    pull: list[dict[str, Any]] | None = None
+    definitions: Definitions
+    deployments: list[Deployment]
+
+    @classmethod
+    def load(cls, path: Path = ROOT / "prefect.yaml") -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            ValueError: It can't be read; in one line, with the place.
+        """
+        try:
+            read = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is safe
+            return cls.model_validate({**read, "path": path} if isinstance(read, dict) else read)
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        except ValidationError as error:
+            raise ValueError(f"{path}: {first_problem(error)}") from error
+
+    def named(self, *names: str) -> Manifest:
+        """Return the part that deployments of these names are and need.
+
+        Raises:
+            ValueError: There is none of one of the names.
+        """
+        there = {deployment.name for deployment in self.deployments}
+        if unknown := sorted(set(names) - there):
+            raise ValueError(
+                f"prefect.yaml has no deployment named {', '.join(unknown)}, only "
+                f"{', '.join(sorted(there))}"
+            )
+        return self._part([each for each in self.deployments if each.name in names])
+
+    def of_type(self, pool_type: str) -> Manifest:
+        """Return the part that deployments in work pools of a type are and need.
+
+        Raises:
+            ValueError: There is none.
+        """
+        pools = self.definitions.work_pools
+        named = {name for name, pool in pools.items() if pool.type == pool_type}
+        chosen = [each for each in self.deployments if each.work_pool.name in named]
+        if not chosen:
+            raise ValueError(f"prefect.yaml has no deployment in a work pool of type {pool_type}")
+        return self._part(chosen)
+
+    def _part(self, chosen: list[Deployment]) -> Manifest:
+        used = {deployment.work_pool.name for deployment in chosen}
+        pools = self.definitions.work_pools
+        definitions = self.definitions.model_copy(
+            update={"work_pools": {name: pools[name] for name in pools if name in used}}
+        )
+        return self.model_copy(update={"definitions": definitions, "deployments": chosen})
+
+    @property
+    def names(self) -> list[str]:
+        """Of the deployments, each once."""
+        return list(dict.fromkeys(deployment.name for deployment in self.deployments))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without dates: neither a server nor a flow that takes text gets one."""
+
+
+def _refuse_date(_: yaml.SafeLoader, node: yaml.ScalarNode) -> None:
+    raise ConstructorError(problem=f"{node.value} must be in quotes", problem_mark=node.start_mark)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _refuse_date)
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return what is wrong first, in one line, with its place."""
+    first = error.errors()[0]
+    # Not the types of unions, such as `list[str]`: they are not in the file.
+    place = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
+    return ": ".join(filter(None, [place, first["msg"]]))

@@ -1,0 +1,140 @@
+"""Cancelling child runs, so that none outlives its parent."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from logging import Logger
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
+from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
+from prefect.exceptions import ObjectNotFound
+from prefect.logging.loggers import LoggingAdapter
+from prefect.states import Cancelled
+
+from deployments.runs._client import read_all
+
+# Tells everybody who could cancel a child of an ended parent not to.
+LEAVE_RUNNING = "leave-running"
+
+UNFINISHED: list[StateType] = sorted(set(StateType) - TERMINAL_STATES)
+ALIVE: list[StateType] = [state for state in UNFINISHED if state != StateType.CANCELLING]
+
+# By it a worker tells that a run's process has ended. What it says of the run comes soon after.
+EXECUTED = "prefect.worker.executed-flow-run"
+EVENTS = 50  # more at once the server refuses, also what `read_events` asks for by itself
+WORD_TIME = timedelta(seconds=5)
+# So late may a run start that a worker has taken: an automation of prefect.yaml calls it crashed.
+START_TIME = timedelta(seconds=600)
+LOOK_SECONDS = 1.0
+
+
+async def cancel_run(client: PrefectClient, flow_run_id: UUID) -> None:
+    """Ask the server to cancel a run; its worker stops the process, if there is one."""
+    # Cancelling, not Cancelled: the latter would leave the process running. The server makes
+    # Cancelled of it at once where no process exists (BypassCancellingFlowRunsWithNoInfra).
+    cancelling = State[Any](type=StateType.CANCELLING, name="Cancelling")
+    with contextlib.suppress(ObjectNotFound):  # deleted: nothing is left to cancel
+        await client.set_flow_run_state(flow_run_id, cancelling)
+
+
+async def settle(client: PrefectClient, runs: Iterable[FlowRun]) -> None:
+    """Call those runs Cancelled that are to end, had not started, and can't start any more.
+
+    A busy worker starts the process of a run much later than it took the run. The server refuses
+    Running after Cancelling (EnforceCancellingToCancelledTransition), but not after Cancelled: so
+    the process comes up in vain, and nobody calls the run Cancelled. Nor where the worker is gone.
+    """
+    starting = {f"prefect.flow-run.{run.id}": run for run in runs if _is_starting(run)}
+    if not starting:
+        return
+    of_these = EventFilter(
+        event=EventNameFilter(name=[EXECUTED]), related=EventRelatedFilter(id=[*starting])
+    )
+    latest_first = (await client.read_events(of_these, limit=EVENTS)).events
+    ended = {each.id: event.received for event in latest_first[::-1] for each in event.related}
+    now = datetime.now(UTC)
+    for resource_id, run in starting.items():
+        assert run.state is not None  # noqa: S101 - one that is being cancelled has a state
+        since = run.state.timestamp
+        # An earlier end is that of an earlier attempt.
+        if since < ended.get(resource_id, since) < now - WORD_TIME or since < now - START_TIME:
+            with contextlib.suppress(ObjectNotFound):
+                message = "It was cancelled before it had started"
+                await client.set_flow_run_state(run.id, Cancelled(message=message))
+
+
+def _is_starting(run: FlowRun) -> bool:
+    return run.state_type == StateType.CANCELLING and run.start_time is None
+
+
+async def read_children(
+    client: PrefectClient, parent_ids: Iterable[UUID], states: list[StateType]
+) -> list[FlowRun]:
+    """Return the children of parent runs in some states, less those that are left running."""
+    runs = await read_all(
+        client,
+        FlowRunFilter(
+            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[*parent_ids]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)),
+        ),
+    )
+    return [run for run in runs if LEAVE_RUNNING not in run.tags]
+
+
+async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRun]:
+    """Ask for the end of every child run of a parent run that is not final, and return them.
+
+    Those that carry the tag `LEAVE_RUNNING` are left alone. Those that have started are ended
+    by their workers, later.
+    """
+    cancelled: dict[UUID, FlowRun] = {}
+    # Each pass reads those that are still alive, so that none is missed that is created or
+    # retried meanwhile. It ends when the server refuses to cancel the rest.
+    while fresh := [
+        run for run in await read_children(client, [parent_id], ALIVE) if run.id not in cancelled
+    ]:
+        for run in fresh:
+            cancelled[run.id] = run
+            if run.deployment_id is None:  # a plain subflow: no worker would end it
+                cancelled |= {below.id: below for below in await cancel_children(client, run.id)}
+                await client.set_flow_run_state(run.id, Cancelled())
+            else:
+                await cancel_run(client, run.id)
+    return list(cancelled.values())
+
+
+async def settle_children(
+    client: PrefectClient,
+    parent_id: UUID,
+    cancelled: Iterable[FlowRun],
+    logger: LoggingAdapter | Logger,
+) -> None:
+    """Wait until no child that `cancel_children` asked to end may still start."""
+    parent_ids = [parent_id, *(run.id for run in cancelled if run.deployment_id is None)]
+    told = False
+    while True:
+        runs = await read_children(client, parent_ids, [StateType.CANCELLING])
+        starting = [run for run in runs if _is_starting(run)]
+        if not starting:
+            return
+        if not told:
+            logger.info("Their worker may still start, in vain, %s", name_all(starting))
+            told = True
+        await settle(client, starting)
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def name_all(runs: list[FlowRun]) -> str:
+    """Count and name runs."""
+    count = "1 child" if len(runs) == 1 else f"{len(runs)} children"
+    return f"{count}: {', '.join(sorted(run.name for run in runs))}"

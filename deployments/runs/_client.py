@@ -1,0 +1,151 @@
+"""Requests that outlast a server that restarts, or is too busy to answer for a while."""
+
+import asyncio
+import contextlib
+import itertools
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterState
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging import get_logger
+
+T = TypeVar("T")
+
+# From the first pause, doubled each time, to the longest one.
+PAUSE_SECONDS = 0.05
+PAUSE_MAX_SECONDS = 2.0
+# So many ids one request asks about: SQLite and Postgres take some 32,000 parameters.
+MANY = 5_000
+
+logger = get_logger("deployments")
+
+
+async def read_all(client: PrefectClient, flow_run_filter: FlowRunFilter) -> list[FlowRun]:
+    """Return all runs that a filter finds, however few the server returns at once.
+
+    No `limit`: the server refuses one above its own (PREFECT_API_DEFAULT_LIMIT).
+    """
+    runs: dict[UUID, FlowRun] = {}
+    while page := await client.read_flow_runs(
+        flow_run_filter=flow_run_filter, sort=FlowRunSort.ID_DESC, offset=len(runs)
+    ):
+        fresh = {run.id: run for run in page if run.id not in runs}
+        if not fresh:
+            break
+        runs |= fresh
+    return list(runs.values())
+
+
+async def read_pages(
+    client: PrefectClient, run_ids: Iterable[UUID], state: FlowRunFilterState | None = None
+) -> AsyncIterator[list[FlowRun]]:
+    """Yield runs by their ids, of each request as many as the server returns at once."""
+    left = set(run_ids)
+    while left:
+        some = list(itertools.islice(left, MANY))
+        runs = await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=some), state=state)
+        )
+        left -= {run.id for run in runs} or set(some)  # a page may not hold all of them
+        yield runs
+
+
+def get_eager_client() -> PrefectClient:
+    """Return a client for `Server`: what may pass is raised at once.
+
+    Prefect's own sleeps 2 s or more after each 503, which the embedded SQLite server answers when
+    another request just wrote: also after the last, with PREFECT_CLIENT_MAX_RETRIES at 0
+    (PrefectHttpxAsyncClient._send_with_retry).
+    """
+    return get_client(httpx_settings={"event_hooks": {"response": [_raise_at_once]}})
+
+
+async def _raise_at_once(response: httpx.Response) -> None:
+    try:
+        response.raise_for_status()
+    except httpx.HTTPStatusError as error:
+        await response.aread()
+        problem = PrefectHTTPStatusError.from_httpx_error(error)
+        if is_passing(problem):
+            raise problem from error
+
+
+def is_passing(error: Exception) -> bool:
+    """Tell whether a request that failed so may well succeed later."""
+    if isinstance(error, PrefectHTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    return isinstance(error, httpx.TransportError)
+
+
+@dataclass(frozen=True)
+class Server:
+    """The Prefect server, asked until it answers.
+
+    Attributes:
+        client: Made by `get_eager_client`.
+        give_up_after: Seconds without an answer after which a request fails.
+        give_up: Makes the exception of it, of a message.
+    """
+
+    client: PrefectClient
+    give_up_after: float
+    give_up: Callable[[str], Exception]
+
+    async def ask(self, request: Callable[[PrefectClient], Awaitable[T]]) -> T:
+        """Repeat a request, which may be sent twice, until the server answers it.
+
+        Prefect's client gives up after PREFECT_CLIENT_MAX_RETRIES, about a minute; this goes on.
+
+        Raises:
+            Exception: The server did not answer in time: that of `give_up`.
+        """
+        last: Exception | None = None
+        pause = PAUSE_SECONDS
+        started = time.monotonic()
+        warn_after = PAUSE_MAX_SECONDS
+        try:
+            async with asyncio.timeout(self.give_up_after):
+                while True:
+                    try:
+                        return await request(self.client)
+                    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+                        if not is_passing(error):
+                            raise
+                        last = error
+                    silence = time.monotonic() - started
+                    if silence >= warn_after:
+                        logger.warning(
+                            "The Prefect server has not answered for %.0f s: %r", silence, last
+                        )
+                        warn_after *= 2
+                    jitter = random.uniform(0.5, 1)  # noqa: S311
+                    await asyncio.sleep(max(pause * jitter, _retry_after(last)))
+                    pause = min(2 * pause, PAUSE_MAX_SECONDS)
+        except TimeoutError:
+            raise self.give_up(unreachable(self.give_up_after, last)) from last
+
+
+def _retry_after(error: Exception) -> float:
+    """Return the seconds that the server asks to wait for, as Prefect Cloud does."""
+    if isinstance(error, PrefectHTTPStatusError):
+        with contextlib.suppress(ValueError):
+            return float(error.response.headers.get("Retry-After", 0))
+    return 0
+
+
+def unreachable(silence: float, error: Exception | None) -> str:
+    """Say that the server is given up."""
+    reason = f" ({error!r})" if error else ""
+    return (
+        f"gave up after {silence:.0f} s without an answer of the Prefect server{reason}: "
+        "the limit is `give_up_after` of @parent_flow"
+    )

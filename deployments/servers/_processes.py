@@ -1,0 +1,190 @@
+"""A Prefect server and worker of one's own, as processes that end with their context."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import prefect
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+from deployments.project import ROOT
+from deployments.servers._log import check_server_log
+
+DATABASE_URL = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+START_SECONDS = 120
+STOP_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class TemporaryServer:
+    """A server that is up, and what a process needs to use it.
+
+    Attributes:
+        home: PREFECT_HOME of the server and its users, with their logs.
+        api_url: Of the server.
+        env: The whole environment of a process that uses it, and nothing of another Prefect.
+    """
+
+    home: Path
+    api_url: str
+    env: Mapping[str, str]
+
+    def used(self) -> contextlib.AbstractContextManager[Any]:
+        """Make it the server that flows and clients of this process use."""
+        return temporary_settings({PREFECT_API_URL: self.api_url, PREFECT_HOME: self.home})
+
+
+@contextlib.contextmanager
+def temporary_server(
+    home: Path,
+    port: int | None = None,
+    *,
+    own: Mapping[str, str] | None = None,
+    settings: Path | None = ROOT / "prefect.toml",
+    check_log: bool = True,
+) -> Iterator[TemporaryServer]:
+    """Run a Prefect server on 127.0.0.1, by default on a free port, with a database in `home`.
+
+    Args:
+        home: A directory for it.
+        port: To listen at.
+        own: Environment variables of the server alone, such as that of another database.
+        settings: Prefect's settings for it, and for workers that run in `home`.
+        check_log: Refuse errors in its log, once it has ended.
+
+    Raises:
+        RuntimeError: It did not come up.
+        ServerFailed: It logged an error that a sound server does not log.
+    """
+    home = home.resolve()
+    if settings:
+        shutil.copy(settings, home / "prefect.toml")
+    own = dict(own or {})
+    if DATABASE_URL not in own:
+        _make_database(home)
+    port = port or free_port()
+    api_url = f"http://127.0.0.1:{port}/api"
+    env = _env(home) | {"PREFECT_API_URL": api_url}
+    prefect_command = str(Path(__file__).with_name("_server.py"))
+    command = [prefect_command, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+
+    def healthy() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{api_url}/health"):  # noqa: S310
+            return True
+        return False
+
+    log = home / "server.log"
+    with run_process(command, env=env | own, log=log, ready=healthy):
+        yield TemporaryServer(home, api_url, env)
+    if check_log:
+        check_server_log(log)
+
+
+def _env(home: Path) -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return env | {"PREFECT_HOME": str(home)}
+
+
+def _make_database(home: Path) -> None:
+    """Give a new server its empty database: a copy, since Prefect's migrations take 15 s.
+
+    Where that can't be had, the server makes its own, or says why it can't.
+    """
+    made = Path(sys.prefix) / f"prefect-{prefect.__version__}.db"
+    if not made.exists() and os.access(made.parent, os.W_OK):
+        command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+        with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
+            env = _env(Path(scratch))
+            done = subprocess.run(command, env=env, cwd=scratch, check=False, capture_output=True)
+            if done.returncode == 0:
+                (Path(scratch) / "prefect.db").replace(made)
+    if made.exists() and not (home / "prefect.db").exists():
+        shutil.copy(made, home / "prefect.db")
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def temporary_worker(server: TemporaryServer, pool: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker for a pool of a temporary server; its runs end with it.
+
+    Raises:
+        RuntimeError: It did not come up.
+    """
+    command = ["-m", "prefect", "worker", "start", "--pool", pool]
+    log = server.home / f"worker-{pool}.log"
+    with run_process(
+        command, env=server.env, log=log, ready=lambda: b"started!" in log.read_bytes()
+    ) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def run_process(
+    command: list[str], *, env: Mapping[str, str], log: Path, ready: Callable[[], bool]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Python as a process of its own process group, in the log's directory.
+
+    Args:
+        command: The interpreter's arguments.
+        env: Its whole environment.
+        log: The file that gets its output.
+        ready: Says that it is up.
+
+    Raises:
+        RuntimeError: It ended early, or was not ready in time; with the end of its log.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            env=dict(env),
+            cwd=log.parent,  # not the checkout: `.env` there is the user's own
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches us alone, and we stop them in order
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"`{' '.join(command)}` did not start; its log ends with:\n{tail(log)}"
+                )
+            time.sleep(0.1)
+        yield process
+    finally:
+        stop_group(process)
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    """Return the end of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,386 @@
+"""What a child returns: how an annotation reads what a serializer wrote."""
+
+from __future__ import annotations  # or `Serializer[Any]` would be made a serializer of its own
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Self, TypeVar, get_args, get_origin
+
+from prefect.client.schemas.objects import State
+from prefect.flows import Flow
+from prefect.results import ResultStorage, get_default_result_serializer, resolve_serializer
+from prefect.serializers import (
+    CompressedJSONSerializer,
+    CompressedSerializer,
+    JSONSerializer,
+    Serializer,
+)
+from prefect.utilities.importtools import to_qualified_name
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic_core import CoreConfig, CoreSchema, SchemaValidator
+
+from deployments.values._json import (
+    count_unread,
+    holds_secret,
+    is_equal,
+    mark,
+    may_be_secret,
+    sort_sets,
+)
+from deployments.values._parameters import type_hints
+
+R = TypeVar("R")
+Place = tuple[str | int, ...]
+
+# How Prefect writes what JSON does not know (`prefect_json_object_encoder`).
+DECODER = JSONSerializer().object_decoder
+WRAPPER = {"__class__", "data"}
+EXCEPTION = {"__exc_type__", "message"}
+STATE = to_qualified_name(State)
+# Of a child by name nothing else is known; these run no code.
+BY_NAME = (JSONSerializer(), CompressedJSONSerializer())
+# Keys of a core schema that hold what users wrote, not schemas.
+NOT_SCHEMAS = {"metadata", "default", "expected", "serialization"}
+ADVICE = "give the flow a result_serializer"
+
+
+class Unreadable(Exception):
+    """Tell why a result can't be read."""
+
+
+class Returns(Generic[R]):
+    """What a child returns: the annotation that its results are read by.
+
+    Args:
+        annotation: Whatever pydantic can validate; of other classes, instances.
+        serializers: Those that its results may be written by.
+        storage: Where its results are, if in no saved block; by default, Prefect's default.
+        whole: The annotation names all of a result; otherwise it may leave out parts.
+    """
+
+    def __init__(
+        self,
+        annotation: Any,
+        serializers: tuple[Serializer[Any], ...] = BY_NAME,
+        storage: ResultStorage | None = None,
+        *,
+        whole: bool = False,
+    ) -> None:
+        self.storage = storage
+        self._serializers = serializers
+        self._whole = whole
+        self._schemas: dict[Any, CoreSchema] = {None: _core_schema(annotation)}
+        self._validators: dict[tuple[type | None, int | None], SchemaValidator] = {}
+        named = dict.fromkeys(_classes_in(annotation))
+        known = [each for cls in named for each in _subclasses_of(cls)]
+        claims = Counter(name for cls in named for name in _names(cls))
+        # The data tells the members of a union apart by name, if no two have the same.
+        self._classes = {
+            name: cls for cls in (*known, *named) for name in _names(cls) if claims[name] < 2
+        }
+
+    @classmethod
+    def of(cls, flow: Flow[..., Any]) -> Self:
+        """Return what a flow declares.
+
+        Raises:
+            TypeError: Its annotation can't be resolved.
+        """
+        declared = flow.result_serializer
+        serializer = resolve_serializer(declared) if declared else get_default_result_serializer()
+        annotation = type_hints(flow.name, flow.fn).get("return", Any)
+        return cls(annotation, (serializer,), flow.result_storage, whole=True)
+
+    def load(self, blob: bytes, written_by: str) -> R:
+        """Return what a child returned: an equal value.
+
+        Args:
+            blob: What a serializer wrote.
+            written_by: The type of the serializer.
+
+        Raises:
+            ValidationError: It does not fit.
+            Unreadable: It would be another value, or nothing tells which it was.
+            Exception: Whatever the serializer raises.
+        """
+        serializer, data = self.decode(blob, written_by)
+        if _is_plain_json(serializer):
+            return self._load_json(data, serializer)
+        result: R = self._read(data)
+        if is_equal(data, result) or is_equal(data, serializer.loads(serializer.dumps(result))):
+            return result
+        raise _changed(())
+
+    def decode(self, blob: bytes, written_by: str) -> tuple[Serializer[Any], Any]:
+        """Return what a serializer wrote, and the serializer; Prefect's JSON stays as it is.
+
+        Raises:
+            Unreadable: It is not a serializer of ours: another may run what it reads.
+            Exception: Whatever the serializer raises.
+        """
+        for serializer in map(_without_decoder, self._serializers):
+            if serializer.type == written_by:
+                return serializer, serializer.loads(blob)
+        raise Unreadable(
+            f"was written by the serializer {written_by!r}, not {self._serializers[0].type!r}: "
+            "give its flow a result_serializer, and make the deployed code and this parent's agree"
+        )
+
+    def _load_json(self, data: Any, serializer: Serializer[Any]) -> R:
+        """Return that of which the child would have written the same data."""
+        problems: list[Exception] = []
+        for by_alias in (False, True):  # Prefect writes names, but a model may write aliases
+            try:
+                result = self._read(data, by_alias)
+            except ValidationError as error:
+                problems.append(error)
+                continue
+            if holds_secret(result):
+                raise Unreadable(
+                    "is or holds a secret, for which JSON has asterisks: return the name of a "
+                    "Secret block"
+                )
+            try:
+                written = serializer.loads(serializer.dumps(result))
+                place = _find_change(result, written, data, self._whole)
+            except Exception:  # noqa: BLE001 - a serializer of the user's may raise anything
+                problems.append(_changed(()))
+                continue
+            # What was written with its class is plain data only where no type reads it.
+            lost = _count_lost(written, data) if self._whole and written != data else 0
+            if lost and count_unread(self._read(data, by_alias, mark=mark)) < lost:
+                place = place or ()
+            if place is not None:
+                problems.append(_changed(place))
+                continue
+            for turn in range(max(map(_widest_union, self._schemas.values()))):
+                same = False
+                with contextlib.suppress(Exception):  # what it does not read or write, it was not
+                    other = self._read(data, by_alias, turn)
+                    again = serializer.loads(serializer.dumps(other))
+                    # A text, for one, is no date: that would have been written with its class.
+                    same = _count_classes(again) == _count_classes(written)
+                    same = same and _find_change(other, again, written) is None
+                if same and not is_equal(result, other):
+                    raise Unreadable(
+                        "may be one or another member of a union, whose JSON is the same: make it "
+                        f"one type, or tell them apart by a discriminator, or {ADVICE}"
+                    )
+            return result
+        raise problems[-1]
+
+    def _read(
+        self,
+        data: Any,
+        by_alias: bool = True,
+        turn: int | None = None,
+        mark: Callable[[Any], Any] = lambda data: data,
+    ) -> R:
+        """Return JSON data as the annotation wants it.
+
+        Args:
+            data: What is read.
+            by_alias: Whether by the aliases of fields, too.
+            turn: Which member of each union is tried first; by default, that which fits best.
+            mark: Marks the data of classes that the annotation does not name.
+
+        Raises:
+            ValidationError: It does not fit.
+        """
+
+        def restore(name: str, data: Any) -> Any:
+            # The class tells the members of a union apart. Only those that the annotation names:
+            # the child's own have other modules here, and a name in data must import nothing.
+            if cls := self._classes.get(name) or self._classes.get(_short(name)):
+                with contextlib.suppress(PydanticSchemaGenerationError, ValidationError):
+                    # As JSON, which strict types take for dates, and some have bytes in base64.
+                    text = json.dumps(data)
+                    validator = self._validator(cls, turn)
+                    return validator.validate_json(text, by_alias=by_alias, by_name=True)
+            return mark(data)
+
+        value: R = self._validator(None, turn).validate_python(
+            _unwrap(data, restore), by_alias=by_alias, by_name=True
+        )
+        return value
+
+    def _validator(self, cls: type | None, turn: int | None) -> SchemaValidator:
+        """Return what reads a class, or the annotation."""
+        if (cls, turn) not in self._validators:
+            if cls not in self._schemas:
+                self._schemas[cls] = TypeAdapter[Any](cls).core_schema  # type: ignore[arg-type]
+            schema = self._schemas[cls]
+            # The parts of a schema have validators already, in which no union takes turns.
+            self._validators[cls, turn] = SchemaValidator(
+                schema if turn is None else _turned(schema, turn),
+                CoreConfig(hide_input_in_errors=may_be_secret(schema)),
+                _use_prebuilt=turn is None,
+            )
+        return self._validators[cls, turn]
+
+
+def _changed(place: Place) -> Unreadable:
+    at = f" at {'.'.join(map(str, place))}" if place else ""
+    return Unreadable(
+        f"would arrive as another value than was returned{at}: let its type read what it writes, "
+        f"or {ADVICE}"
+    )
+
+
+def _find_change(value: Any, ours: Any, theirs: Any, whole: bool = True) -> Place | None:
+    """Return where two ways to write a value differ, if anywhere; a set has no order."""
+    if ours == theirs:
+        return None
+    ours, theirs = (sort_sets(value, _unwrap(data)) for data in (ours, theirs))
+    return _find_difference(ours, theirs, (), whole)
+
+
+def _find_difference(ours: Any, theirs: Any, place: Place, whole: bool) -> Place | None:
+    """Return where two pieces of JSON data differ, if anywhere."""
+    if not _are_alike(ours, theirs, whole):
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            odd = (key for key in (*ours, *theirs) if key not in ours or key not in theirs)
+            return (*place, next(odd))
+        same = ours == theirs or (ours != ours and theirs != theirs)  # or both are NaN
+        return None if same else place
+    for key in ours if isinstance(ours, dict) else range(len(ours)):
+        found = _find_difference(ours[key], theirs[key], (*place, key), whole)
+        if found is not None:
+            return found
+    return None
+
+
+def _are_alike(ours: Any, theirs: Any, whole: bool) -> bool:
+    """Tell whether two pieces of JSON data have the same keys, or as many items."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() or (not whole and ours.keys() <= theirs.keys())
+    return isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs)
+
+
+def _unwrap(data: Any, read: Callable[[str, Any], Any] = lambda _, data: data) -> Any:
+    """Take Prefect's wrapper, a class by name and its data, off what JSON does not know."""
+    if isinstance(data, list):
+        return [_unwrap(each, read) for each in data]
+    if not isinstance(data, dict):
+        return data
+    if data.keys() == EXCEPTION:
+        raise Unreadable(
+            "is or holds an exception, of which JSON has no more than its text: raise it, or "
+            "return its text"
+        )
+    if _has_class(data):
+        return read(data["__class__"], data["data"])
+    if data.keys() == WRAPPER and data["__class__"] == STATE:  # a flow returned a future, or some
+        return data["data"]["data"]["result"]
+    return {key: _unwrap(each, read) for key, each in data.items()}
+
+
+def _has_class(data: Any) -> bool:
+    """Tell whether Prefect has written data with its class."""
+    if not isinstance(data, dict) or data.keys() != WRAPPER:
+        return False
+    return "." in str(data["__class__"]) and data["__class__"] != STATE
+
+
+def _count_classes(data: Any) -> int:
+    """Return how many values Prefect has written with their class."""
+    names: list[str] = []
+    _unwrap(data, lambda name, _: names.append(name))
+    return len(names)
+
+
+def _count_lost(ours: Any, theirs: Any) -> int:
+    """Return how many values were written with their class, and would not be again."""
+    if _has_class(ours) or _has_class(theirs):
+        return int(not _has_class(ours))
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return sum(_count_lost(ours[key], theirs[key]) for key in ours.keys() & theirs.keys())
+    both_lists = isinstance(ours, list) and isinstance(theirs, list)
+    return sum(map(_count_lost, ours, theirs)) if both_lists else 0
+
+
+def _without_decoder(serializer: Serializer[Any]) -> Serializer[Any]:
+    """Return a serializer that leaves JSON as it is, where the given one is Prefect's for JSON.
+
+    Its decoder imports the classes that the data names (`prefect_json_object_decoder`).
+    """
+    if isinstance(serializer, JSONSerializer) and serializer.object_decoder == DECODER:
+        options = {"object_pairs_hook": _to_dict, **serializer.loads_kwargs}
+        return serializer.model_copy(update={"object_decoder": None, "loads_kwargs": options})
+    if isinstance(serializer, CompressedSerializer):
+        inner = _without_decoder(serializer.serializer)
+        return serializer.model_copy(update={"serializer": inner})
+    return serializer
+
+
+def _is_plain_json(serializer: Serializer[Any]) -> bool:
+    if isinstance(serializer, CompressedSerializer):
+        return _is_plain_json(serializer.serializer)
+    return isinstance(serializer, JSONSerializer) and serializer.object_decoder is None
+
+
+def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        raise Unreadable("has two keys that are the same text in JSON")
+    return data
+
+
+def _core_schema(annotation: Any) -> CoreSchema:
+    try:
+        return TypeAdapter(annotation).core_schema
+    except PydanticSchemaGenerationError:  # a class that pydantic does not know
+        config = ConfigDict(arbitrary_types_allowed=True)
+        return TypeAdapter(annotation, config=config).core_schema
+
+
+def _turned(schema: Any, turn: int) -> Any:
+    """Return a core schema whose unions try their members in turn, another one first."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(_turned(part, turn) for part in schema)
+    if not isinstance(schema, dict):
+        return schema
+    turned = {
+        key: part if key in NOT_SCHEMAS else _turned(part, turn) for key, part in schema.items()
+    }
+    if schema.get("type") == "union":
+        choices = turned["choices"]
+        first = turn % len(choices)
+        turned |= {"mode": "left_to_right", "choices": choices[first:] + choices[:first]}
+    return turned
+
+
+def _widest_union(schema: Any) -> int:
+    """Return how many members the union in a core schema has that has most."""
+    if isinstance(schema, list | tuple):
+        return max(map(_widest_union, schema), default=0)
+    if not isinstance(schema, dict):
+        return 0
+    own = len(schema["choices"]) if schema.get("type") == "union" else 0
+    return max(own, *(_widest_union(schema[key]) for key in schema if key not in NOT_SCHEMAS), 0)
+
+
+def _names(cls: type) -> set[str]:
+    """Return the names of a class in data: with its module, and without, which may differ."""
+    name = to_qualified_name(cls).partition("[")[0]
+    return {name, _short(name)}
+
+
+def _short(class_name: str) -> str:
+    return class_name.partition("[")[0].rpartition(".")[2]
+
+
+def _classes_in(annotation: Any) -> Iterator[type]:
+    annotation = getattr(annotation, "__value__", annotation)  # of `type X = ...`
+    yield from (each for each in (annotation, get_origin(annotation)) if isinstance(each, type))
+    for argument in get_args(annotation):
+        yield from _classes_in(argument)
+
+
+def _subclasses_of(cls: type) -> list[type]:
+    if cls.__module__ == "builtins":
+        return []
+    subclasses: list[type] = cls.__subclasses__()
+    return [each for sub in subclasses for each in (*_subclasses_of(sub), sub)]
