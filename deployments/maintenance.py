@@ -6,7 +6,7 @@ from prefect import flow, get_client, get_run_logger
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 
-from deployments.runs import ALIVE, UNFINISHED, cancel_children, read_children, settle_children
+from deployments.runs import ALIVE, UNFINISHED, cancel_children, read_children, wait_until_cancelled
 
 
 @flow(flow_run_name="cancel the children of {parent}")
@@ -29,7 +29,7 @@ async def _cancel_orphans(client: PrefectClient, parent_id: UUID) -> set[str]:
     # A child may itself be a parent whose worker is gone, too.
     for run in await read_children(client, [parent_id], UNFINISHED):
         names |= await _cancel_orphans(client, run.id)
-    await settle_children(client, parent_id, runs, get_run_logger())
+    await wait_until_cancelled(client, parent_id, runs, get_run_logger())
     return names
 
 

@@ -18,7 +18,7 @@ from deployments.parent._call import Call
 from deployments.parent._deployed import read_deployment
 from deployments.parent._errors import ChildError, ChildNotDeployed
 from deployments.parent._lineage import find_inputs
-from deployments.runs import Server
+from deployments.runs import PatientClient
 
 # Seconds until it is tried again where nothing came of it.
 BULK_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -59,7 +59,7 @@ class Request:
 class Creator:
     """Create runs of deployments as children of a parent's run."""
 
-    def __init__(self, server: Server, parent_id: UUID) -> None:
+    def __init__(self, server: PatientClient, parent_id: UUID) -> None:
         self._server = server
         self._parent_id = parent_id
         self._deployments: dict[str, DeploymentResponse] = {}

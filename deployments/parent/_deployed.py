@@ -5,10 +5,10 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
 from deployments.parent._errors import ChildNotDeployed
-from deployments.runs import Server
+from deployments.runs import PatientClient
 
 
-async def read_deployment(server: Server, name: str) -> DeploymentResponse:
+async def read_deployment(server: PatientClient, name: str) -> DeploymentResponse:
     """Return a deployment.
 
     Raises:
@@ -21,7 +21,7 @@ async def read_deployment(server: Server, name: str) -> DeploymentResponse:
         raise ChildNotDeployed(await _explain_missing(server, name)) from None
 
 
-async def _explain_missing(server: Server, name: str) -> str:
+async def _explain_missing(server: PatientClient, name: str) -> str:
     flow_name = name.split("/")[0]
     of_flow = FlowFilter(name=FlowFilterName(any_=[flow_name]))
     deployed = await server.ask(lambda client: client.read_deployments(flow_filter=of_flow))

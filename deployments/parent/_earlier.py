@@ -10,13 +10,13 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import AwaitingRetry
 
 from deployments.parent._call import split_key
-from deployments.runs import ALIVE, Server, read_all
+from deployments.runs import ALIVE, PatientClient, read_all
 
 
 class EarlierRuns:
     """The latest run of each call of earlier attempts; all of them are read once."""
 
-    def __init__(self, server: Server, parent_id: UUID) -> None:
+    def __init__(self, server: PatientClient, parent_id: UUID) -> None:
         self._server = server
         self._parent_id = parent_id
         self._latest: dict[str, FlowRun] | None = None

@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.logging.loggers import LoggingAdapter
 
 from deployments.parent._table import LABEL, Row, escape, percentage, sum_up, tabulate
-from deployments.runs import Server, read_pages
+from deployments.runs import PatientClient, read_pages
 
 # What one request has to wait for the next: waiting costs 0.1 requests a second at most.
 REQUEST_SECONDS = 10.0
@@ -44,7 +44,7 @@ class Page:
         logger: That of the parent's run.
     """
 
-    def __init__(self, server: Server, flow_run: FlowRun, logger: LoggingAdapter) -> None:
+    def __init__(self, server: PatientClient, flow_run: FlowRun, logger: LoggingAdapter) -> None:
         self._server = server
         self._flow_run = flow_run
         self._logger = logger

@@ -25,7 +25,13 @@ from deployments.parent._page import Page
 from deployments.parent._submit import Submitter
 from deployments.parent._undo import Canceller
 from deployments.parent._watch import Watcher
-from deployments.runs import Server, cancel_children, get_eager_client, name_all, settle_children
+from deployments.runs import (
+    PatientClient,
+    cancel_children,
+    get_eager_client,
+    name_all,
+    wait_until_cancelled,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,7 +62,7 @@ class ParentRun:
         loop: Loop,
         clients: contextlib.AsyncExitStack,
         client: PrefectClient,
-        server: Server,
+        server: PatientClient,
         flow_run: FlowRun,
         deadline: float,
         page: bool,
@@ -83,7 +89,7 @@ class ParentRun:
         clients = contextlib.AsyncExitStack()
         client = await clients.enter_async_context(get_client())
         eager = await clients.enter_async_context(get_eager_client())
-        server = Server(eager, give_up_after, ChildError)
+        server = PatientClient(eager, give_up_after, ChildError)
         return cls(loop, clients, client, server, flow_run, deadline, page)
 
     @staticmethod
@@ -149,7 +155,7 @@ class ParentRun:
         # A parent that is cancelled is killed after 30 s (`CancellationManager.cancel`): its hook
         # waits instead.
         if error is None or self._has_time(error):
-            await settle_children(self.client, self.flow_run.id, runs, self.logger)
+            await wait_until_cancelled(self.client, self.flow_run.id, runs, self.logger)
 
     def _has_time(self, error: BaseException) -> bool:
         """Tell whether this run ends by itself: it failed, or its `timeout_seconds` are over."""
@@ -231,7 +237,7 @@ async def cancel_children_hook(flow: Flow[..., Any], flow_run: FlowRun, state: S
         # After the hooks of a crash, a worker calls the run Crashed again, whatever it is by then
         # (`BaseWorker._submit_run_and_capture_errors`): `cancel_orphans` waits instead.
         if state.is_cancelling():
-            await settle_children(client, flow_run.id, runs, logger)
+            await wait_until_cancelled(client, flow_run.id, runs, logger)
 
 
 def is_parent(flow: Flow[..., Any]) -> bool:

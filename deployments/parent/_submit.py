@@ -13,7 +13,7 @@ from deployments.parent._create import Creator, Request
 from deployments.parent._earlier import EarlierRuns, counts
 from deployments.parent._errors import ChildResultUnavailable, RunInfo
 from deployments.parent._undo import Canceller
-from deployments.runs import Server
+from deployments.runs import PatientClient
 
 # So many runs are created together at most: the first should not wait long for the last.
 BATCH = 20
@@ -41,7 +41,7 @@ class Submitter:
 
     def __init__(
         self,
-        server: Server,
+        server: PatientClient,
         parent_id: UUID,
         logger: LoggingAdapter,
         canceller: Canceller,
@@ -132,7 +132,7 @@ class Submitter:
 
     async def _send(self) -> None:
         """Create the runs of calls as they come, those of one deployment together."""
-        # No retries of Prefect's client, with their pauses of 2, 4, 8 s: `Server` makes them.
+        # No retries of Prefect's client, with pauses of 2, 4, 8 s: `PatientClient` makes them.
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             while not self._closed:
                 await self._more.wait()

@@ -9,7 +9,7 @@ import anyio
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 
-from deployments.runs import LEAVE_RUNNING, Server, cancel_run
+from deployments.runs import LEAVE_RUNNING, PatientClient, cancel_run
 
 R = TypeVar("R")
 
@@ -25,7 +25,7 @@ class Canceller:
         deadline: When the parent is cancelled by its own `timeout_seconds`, in anyio's time.
     """
 
-    def __init__(self, server: Server, deadline: float) -> None:
+    def __init__(self, server: PatientClient, deadline: float) -> None:
         self._server = server
         self._deadline = deadline
         self._cancelling = asyncio.Lock()

@@ -18,7 +18,7 @@ from prefect.events.schemas.events import Event, ResourceSpecification
 from prefect.logging.loggers import LoggingAdapter
 
 from deployments.parent._errors import ChildError
-from deployments.runs import explain_unstarted, read_pages, settle, unreachable
+from deployments.runs import confirm_cancelled, explain_waiting, read_pages, unreachable
 
 # Those that have ended, or soon will.
 ENDED = FlowRunFilterState(
@@ -152,7 +152,7 @@ class Watcher:
                 if run.state and run.state.is_final() and not self._finals[run.id].done():
                     self._finals[run.id].set_result(run.state)
             with contextlib.suppress(Exception):  # in the end the server does it
-                await settle(self._client, runs)
+                await confirm_cancelled(self._client, runs)
         if state is None:
             self._fail(gone, "the child's run was deleted")
 
@@ -165,7 +165,7 @@ class Watcher:
             try:
                 pages = read_pages(self._client, self._waiting())
                 runs = [run async for page in pages for run in page]
-                async for line in explain_unstarted(self._client, runs):
+                async for line in explain_waiting(self._client, runs):
                     self._logger.warning(line)
             except Exception as error:  # noqa: BLE001 - only a service to the reader
                 self._logger.debug("Could not tell why children have not started: %r", error)

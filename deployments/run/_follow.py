@@ -16,7 +16,7 @@ from rich.live import Live
 
 from deployments.run._tree import Tree
 from deployments.run._view import draw
-from deployments.runs import cancel_run, explain_unstarted, is_passing, settle
+from deployments.runs import cancel_run, confirm_cancelled, explain_waiting, is_passing
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ async def _watch(client: PrefectClient, tree: Tree, console: Console) -> None:
         if tree.root.state is not None and tree.root.state.is_final():
             await _ask(console, lambda: tree.read(client))  # children that ended with it
             return
-        await _ask(console, lambda: settle(client, [tree.root]))  # nobody else may do so
+        await _ask(console, lambda: confirm_cancelled(client, [tree.root]))  # nobody else may do so
         shortest = READ_SECONDS + READ_SECONDS_PER_RUN * len(tree.below)
         pause = min(shortest if changed else 1.5 * pause, READ_MAX_SECONDS)
         await asyncio.sleep(pause)
@@ -88,7 +88,7 @@ async def _explain(client: PrefectClient, tree: Tree, console: Console) -> None:
         await asyncio.sleep(pause)
         pause = min(3 * pause, EXPLAIN_MAX_SECONDS)
         with contextlib.suppress(Exception):  # only a service to the reader
-            async for line in explain_unstarted(client, [tree.root, *tree.below]):
+            async for line in explain_waiting(client, [tree.root, *tree.below]):
                 _say(console, line)
 
 

@@ -6,29 +6,30 @@ from deployments.runs._cancel import (
     UNFINISHED,
     cancel_children,
     cancel_run,
+    confirm_cancelled,
     name_all,
     read_children,
-    settle,
-    settle_children,
+    wait_until_cancelled,
 )
 from deployments.runs._client import (
-    Server,
+    PatientClient,
     get_eager_client,
     is_passing,
     read_all,
     read_pages,
     unreachable,
 )
-from deployments.runs._waiting import explain_unstarted, online_workers
+from deployments.runs._waiting import explain_waiting, online_workers
 
 __all__ = [
     "ALIVE",
     "LEAVE_RUNNING",
     "UNFINISHED",
-    "Server",
+    "PatientClient",
     "cancel_children",
     "cancel_run",
-    "explain_unstarted",
+    "confirm_cancelled",
+    "explain_waiting",
     "get_eager_client",
     "is_passing",
     "name_all",
@@ -36,7 +37,6 @@ __all__ = [
     "read_all",
     "read_children",
     "read_pages",
-    "settle",
-    "settle_children",
     "unreachable",
+    "wait_until_cancelled",
 ]

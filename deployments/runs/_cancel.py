@@ -47,7 +47,7 @@ async def cancel_run(client: PrefectClient, flow_run_id: UUID) -> None:
         await client.set_flow_run_state(flow_run_id, cancelling)
 
 
-async def settle(client: PrefectClient, runs: Iterable[FlowRun]) -> None:
+async def confirm_cancelled(client: PrefectClient, runs: Iterable[FlowRun]) -> None:
     """Call those runs Cancelled that are to end, had not started, and can't start any more.
 
     A busy worker starts the process of a run much later than it took the run. The server refuses
@@ -113,7 +113,7 @@ async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRu
     return list(cancelled.values())
 
 
-async def settle_children(
+async def wait_until_cancelled(
     client: PrefectClient,
     parent_id: UUID,
     cancelled: Iterable[FlowRun],
@@ -130,7 +130,7 @@ async def settle_children(
         if not told:
             logger.info("Their worker may still start, in vain, %s", name_all(starting))
             told = True
-        await settle(client, starting)
+        await confirm_cancelled(client, starting)
         await asyncio.sleep(LOOK_SECONDS)
 
 

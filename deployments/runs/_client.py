@@ -60,7 +60,7 @@ async def read_pages(
 
 
 def get_eager_client() -> PrefectClient:
-    """Return a client for `Server`: what may pass is raised at once.
+    """Return a client for `PatientClient`: what may pass is raised at once.
 
     Prefect's own sleeps 2 s or more after each 503, which the embedded SQLite server answers when
     another request just wrote: also after the last, with PREFECT_CLIENT_MAX_RETRIES at 0
@@ -87,18 +87,20 @@ def is_passing(error: Exception) -> bool:
 
 
 @dataclass(frozen=True)
-class Server:
+class PatientClient:
     """The Prefect server, asked until it answers.
 
     Attributes:
         client: Made by `get_eager_client`.
         give_up_after: Seconds without an answer after which a request fails.
         give_up: Makes the exception of it, of a message.
+        warn: Is told when the server is silent for long.
     """
 
     client: PrefectClient
     give_up_after: float
     give_up: Callable[[str], Exception]
+    warn: Callable[[str], object] = logger.warning
 
     async def ask(self, request: Callable[[PrefectClient], Awaitable[T]]) -> T:
         """Repeat a request, which may be sent twice, until the server answers it.
@@ -123,8 +125,8 @@ class Server:
                         last = error
                     silence = time.monotonic() - started
                     if silence >= warn_after:
-                        logger.warning(
-                            "The Prefect server has not answered for %.0f s: %r", silence, last
+                        self.warn(
+                            f"The Prefect server has not answered for {silence:.0f} s: {last!r}"
                         )
                         warn_after *= 2
                     jitter = random.uniform(0.5, 1)  # noqa: S311

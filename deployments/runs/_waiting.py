@@ -31,7 +31,7 @@ MISSED = 1.5
 HEARTBEAT_SECONDS = 30
 
 
-async def explain_unstarted(client: PrefectClient, runs: Iterable[FlowRun]) -> AsyncIterator[str]:
+async def explain_waiting(client: PrefectClient, runs: Iterable[FlowRun]) -> AsyncIterator[str]:
     """Yield one line for each reason why runs wait, with what to do.
 
     Those that run, or only just came, are not told of.
