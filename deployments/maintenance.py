@@ -1,5 +1,6 @@
 """A flow that cleans up where a parent can't: prefect.yaml runs it when one has ended."""
 
+import contextlib
 from uuid import UUID
 
 from prefect import flow, get_client, get_run_logger
@@ -22,8 +23,9 @@ async def cancel_orphans(parent: str) -> list[str]:
 
 
 async def _cancel_orphans(client: PrefectClient, parent_id: UUID) -> set[str]:
-    if await _is_retried(client, parent_id):
-        return set()
+    with contextlib.suppress(ObjectNotFound):  # deleted: nobody knows which were its children
+        if (await client.read_flow_run(parent_id)).state_type in ALIVE:
+            return set()  # somebody retried it meanwhile: it goes on with its children
     runs = await cancel_children(client, parent_id)
     names = {run.name for run in runs}
     # A child may itself be a parent whose worker is gone, too.
@@ -31,12 +33,3 @@ async def _cancel_orphans(client: PrefectClient, parent_id: UUID) -> set[str]:
         names |= await _cancel_orphans(client, run.id)
     await wait_until_cancelled(client, parent_id, runs, get_run_logger())
     return names
-
-
-async def _is_retried(client: PrefectClient, parent_id: UUID) -> bool:
-    """Tell whether somebody retried the parent meanwhile, which goes on with its children."""
-    try:
-        run = await client.read_flow_run(parent_id)
-    except ObjectNotFound:  # deleted: nobody knows which were its children
-        return False
-    return run.state_type in ALIVE

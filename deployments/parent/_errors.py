@@ -20,6 +20,8 @@ from prefect.utilities.urls import url_for
 R = TypeVar("R")
 
 NAMED = 10
+# What is said where the server is given up.
+WHICH_LIMIT = "the limit is `give_up_after` of @parent_flow"
 
 
 @dataclass(frozen=True)

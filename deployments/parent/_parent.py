@@ -19,7 +19,7 @@ from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 
 from deployments.parent._call import Keys
-from deployments.parent._errors import ChildError
+from deployments.parent._errors import WHICH_LIMIT, ChildError
 from deployments.parent._loop import Loop
 from deployments.parent._page import Page
 from deployments.parent._submit import Submitter
@@ -89,7 +89,9 @@ class ParentRun:
         clients = contextlib.AsyncExitStack()
         client = await clients.enter_async_context(get_client())
         eager = await clients.enter_async_context(get_eager_client())
-        server = PatientClient(eager, give_up_after, ChildError)
+        server = PatientClient(
+            eager, give_up_after, lambda message: ChildError(f"{message}: {WHICH_LIMIT}")
+        )
         return cls(loop, clients, client, server, flow_run, deadline, page)
 
     @staticmethod

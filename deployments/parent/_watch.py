@@ -17,7 +17,7 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 from prefect.events.schemas.events import Event, ResourceSpecification
 from prefect.logging.loggers import LoggingAdapter
 
-from deployments.parent._errors import ChildError
+from deployments.parent._errors import WHICH_LIMIT, ChildError
 from deployments.runs import confirm_cancelled, explain_waiting, read_pages, unreachable
 
 # Those that have ended, or soon will.
@@ -32,9 +32,6 @@ READ_SECONDS = 5.0
 READS = 4
 # The events of a burst share one request.
 BURST_SECONDS = 0.05
-# When the parent first says why children have not started, and how rarely it says so later.
-EXPLAIN_SECONDS = 10.0
-EXPLAIN_MAX_SECONDS = 600.0
 
 
 class Watcher:
@@ -73,7 +70,8 @@ class Watcher:
             elif run.id in self._ended:
                 self._wake.set()
             if not self._tasks and not final.done():
-                loops = (self._listen(), self._read(), self._explain())
+                explaining = explain_waiting(self._client, self._read_waiting, self._logger.warning)
+                loops = (self._listen(), self._read(), explaining)
                 self._tasks = [asyncio.create_task(loop) for loop in loops]
         return self._finals[run.id]
 
@@ -139,7 +137,7 @@ class Watcher:
                     "The Prefect server has not answered for %.0f s: %r", silence, error
                 )
                 if silence >= self._give_up_after:
-                    self._fail(self._waiting(), unreachable(silence, error))
+                    self._fail(self._waiting(), f"{unreachable(silence, error)}: {WHICH_LIMIT}")
             else:
                 answered = time.monotonic()
 
@@ -156,19 +154,9 @@ class Watcher:
         if state is None:
             self._fail(gone, "the child's run was deleted")
 
-    async def _explain(self) -> None:
-        """Say why children have not started, after a while and then ever more rarely."""
-        pause = EXPLAIN_SECONDS
-        while True:
-            await asyncio.sleep(pause)
-            pause = min(3 * pause, EXPLAIN_MAX_SECONDS)
-            try:
-                pages = read_pages(self._client, self._waiting())
-                runs = [run async for page in pages for run in page]
-                async for line in explain_waiting(self._client, runs):
-                    self._logger.warning(line)
-            except Exception as error:  # noqa: BLE001 - only a service to the reader
-                self._logger.debug("Could not tell why children have not started: %r", error)
+    async def _read_waiting(self) -> list[FlowRun]:
+        pages = read_pages(self._client, self._waiting())
+        return [run async for page in pages for run in page]
 
     def _waiting(self) -> list[UUID]:
         return [run_id for run_id, final in self._finals.items() if not final.done()]

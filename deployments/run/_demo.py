@@ -1,4 +1,4 @@
-"""The demo: a run of a parent on a server and workers of its own."""
+"""`demo`: a run of a parent on a server and workers of its own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from deployments.deploy import deploy_manifest
-from deployments.run._follow import follow
 from deployments.run._prepare import Prepared
-from deployments.run._run import Outcome, read_outcome, start
-from deployments.run._tree import Tree
+from deployments.run._run import Outcome, follow, read_outcome, start
 from deployments.servers import tail, temporary_server, temporary_worker
 
 
@@ -46,9 +44,10 @@ def run_demo(
                 stack.enter_context(temporary_worker(server, pool))
         # Last in, first out: from here on a second Ctrl-C does not keep the rest from stopping.
         stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
-        outcome = asyncio.run(_run(prepared, console))
+        tree = asyncio.run(start(prepared, console))
+        outcome = asyncio.run(read_outcome(prepared, asyncio.run(follow(tree, console))))
         if not outcome.completed:
-            log = tail(server.home / f"worker-{prepared.pool}.log")
+            log = tail(home / f"worker-{prepared.pool}.log")
             problem = f"{outcome.problem}\nThe worker's log ends with:\n{log}"
             outcome = dataclasses.replace(outcome, problem=problem)
         tell(outcome)
@@ -58,8 +57,3 @@ def run_demo(
                 console.print(f"\nThe Prefect UI is at {ui} until Ctrl-C.")
                 signal.pause()
     return outcome
-
-
-async def _run(prepared: Prepared, console: Console) -> Outcome:
-    run = await follow(Tree(await start(prepared, console)), console)
-    return await read_outcome(prepared, run)

@@ -22,8 +22,8 @@ class Prepared:
     Attributes:
         manifest: The part of prefect.yaml in which it was found.
         name: `flow-name/deployment-name`.
-        pool: Its work pool.
-        parameters: Of the run, as JSON data.
+        pool: The name of its work pool.
+        parameters: The run's parameters, as JSON data.
         returns: What the flow returns.
     """
 
@@ -48,32 +48,32 @@ def prepare(name: str | None, given: list[str], pool_type: str | None = None) ->
     manifest = Manifest.load()
     if pool_type:
         manifest = manifest.of_type(pool_type)
-    there = []
+    names = []
     for deployment in manifest.deployments:
         flow = deployment.load_flow()
-        there.append(f"{flow.name}/{deployment.name}")
-        if name in (flow.name, there[-1]) if name else is_parent(flow):
+        names.append(f"{flow.name}/{deployment.name}")
+        if name in (flow.name, names[-1]) if name else is_parent(flow):
             break
     else:
         what = f"deployment {name}" if name else "parent"
         where = f" in a work pool of type {pool_type}" if pool_type else ""
-        raise ValueError(f"prefect.yaml has no {what}{where}, only {', '.join(there)}")
+        raise ValueError(f"prefect.yaml has no {what}{where}, only {', '.join(names)}")
     try:
         returns = Returns[Any].of(flow)
     except Exception as error:  # a type of the user's may raise anything
         raise ValueError(f"{flow.name}: what it returns can't be read: {error!r}") from error
     parameters = _read_parameters(flow, deployment, given)
-    return Prepared(manifest, there[-1], deployment.work_pool.name, parameters, returns)
+    return Prepared(manifest, names[-1], deployment.work_pool.name, parameters, returns)
 
 
 def _read_parameters(
     flow: Flow[..., Any], deployment: Deployment, given: list[str]
 ) -> dict[str, Any]:
     parameters = {}
-    for each in given:
-        key, sign, text = each.partition("=")
+    for argument in given:
+        key, sign, text = argument.partition("=")
         if not (key and sign):
-            raise ValueError(f"the parameter {each!r} must be key=value")
+            raise ValueError(f"the parameter {argument!r} must be key=value")
         if key not in flow.parameters.properties:
             names = ", ".join(flow.parameters.properties)
             raise ValueError(f"{flow.name} has no parameter {key}, only {names or 'none'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +17,30 @@ from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 from pydantic_core import to_json
 from rich.console import Console
+from rich.live import Live
 
 from deployments._console import ESCAPES
 from deployments.project import first_problem
-from deployments.run._follow import follow
 from deployments.run._prepare import Prepared
-from deployments.run._tree import Tree
+from deployments.run._tree import Tree, draw
+from deployments.runs import (
+    PatientClient,
+    cancel_run,
+    confirm_cancelled,
+    explain_waiting,
+    get_eager_client,
+)
 from deployments.servers import require_server
 from deployments.values import Unreadable, read_value
 
 QUESTION = "[c]ancel the run, [l]eave it running, or go on [w]atching? "
+# The pause between two reads: a part of the time that it took so far, and more for many runs.
+READ_PART = 0.05
+READ_SECONDS_PER_RUN = 0.02
+READ_MIN_SECONDS, READ_MAX_SECONDS = 0.5, 5.0
+# What an answer of the server may take, and how long it may be away.
+ANSWER_SECONDS = 30.0
+GIVE_UP_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +49,7 @@ class Outcome:
 
     Attributes:
         completed: Whether it did.
-        result: Of the run, where there is no problem.
+        result: The run's result, where there is no problem.
         problem: Why there is no result.
     """
 
@@ -43,7 +58,7 @@ class Outcome:
     problem: str | None = None
 
 
-async def start(prepared: Prepared, console: Console) -> FlowRun:
+async def start(prepared: Prepared, console: Console) -> Tree:
     """Start a run, and print its link.
 
     Raises:
@@ -62,7 +77,54 @@ async def start(prepared: Prepared, console: Console) -> FlowRun:
                 f"`make deploy ARGS={prepared.name.split('/')[1]}`"
             ) from None
     console.print(f"{prepared.name} runs: {url_for(run)}", soft_wrap=True)
-    return run
+    return Tree(run)
+
+
+async def follow(tree: Tree, console: Console, *, cancel: bool = False) -> FlowRun:
+    """Show a run and all runs below it until it is final, and return it as it ended.
+
+    On a terminal the picture is live; elsewhere it is printed once, in the end.
+
+    Raises:
+        RuntimeError: The run was deleted, or the server did not answer for `GIVE_UP_SECONDS`.
+    """
+
+    def warn(line: str) -> None:
+        console.print(line, style="yellow", soft_wrap=True)
+
+    async def all_runs() -> list[FlowRun]:
+        return [tree.root, *tree.below]
+
+    try:
+        async with get_eager_client() as client:
+            server = PatientClient(client, GIVE_UP_SECONDS, RuntimeError, warn, ANSWER_SECONDS)
+            with Live(console=console, get_renderable=lambda: draw(tree)):
+                if cancel:
+                    await server.ask(lambda client: cancel_run(client, tree.root.id))
+                explaining = asyncio.create_task(explain_waiting(client, all_runs, warn))
+                try:
+                    await _read_until_final(server, tree)
+                finally:
+                    explaining.cancel()
+    except ObjectNotFound:
+        raise RuntimeError(f"the run {tree.root.name} was deleted") from None
+    finally:
+        if not console.is_terminal:
+            console.line()  # elsewhere `Live` leaves the last line open
+    return tree.root
+
+
+async def _read_until_final(server: PatientClient, tree: Tree) -> None:
+    started = time.monotonic()
+    while True:
+        await server.ask(tree.read)
+        if tree.root.state and tree.root.state.is_final():
+            await server.ask(tree.read)  # children that ended with it
+            return
+        # Nobody else may do so.
+        await server.ask(lambda client: confirm_cancelled(client, [tree.root]))
+        pause = READ_PART * (time.monotonic() - started) + READ_SECONDS_PER_RUN * len(tree.below)
+        await asyncio.sleep(min(READ_MIN_SECONDS + pause, READ_MAX_SECONDS))
 
 
 async def read_outcome(prepared: Prepared, run: FlowRun) -> Outcome:
@@ -88,13 +150,10 @@ def write_json(value: Any) -> str:
 
 
 def run_here(prepared: Prepared, console: Console) -> Outcome | None:
-    """Run a deployment on the server in use, and follow it.
+    """Run a deployment on the server in use, follow it, and return how it ended.
 
-    Ctrl-C asks what is to become of the run. It is left running where there is no terminal to ask
-    on, at SIGTERM, and at a second Ctrl-C.
-
-    Returns:
-        How it ended; None if it is left running.
+    Ctrl-C asks what is to become of the run. It is left running, which returns None, where there
+    is no terminal to ask on, at SIGTERM, and at a second Ctrl-C.
 
     Raises:
         RuntimeError: It could not be started, it was deleted, or the server stays away.
@@ -108,22 +167,19 @@ def run_here(prepared: Prepared, console: Console) -> Outcome | None:
 
     signal.signal(signal.SIGTERM, terminate)
     try:
-        tree = Tree(asyncio.run(start(prepared, console)))
+        tree = asyncio.run(start(prepared, console))
     except KeyboardInterrupt:
         console.print(f"Interrupted: look in the UI whether {prepared.name} runs already.")
         return None
-    cancel = False
-    while True:
+    answer = "w"
+    while answer != "l":
         try:
-            run = asyncio.run(follow(tree, console, cancel=cancel))
+            run = asyncio.run(follow(tree, console, cancel=answer == "c"))
             return asyncio.run(read_outcome(prepared, run))
         except KeyboardInterrupt:
             answer = "l" if terminated else _ask(console)
-        if answer == "l":
-            told = f"{tree.root.name} is left running: {url_for(tree.root)}"
-            console.print(told, soft_wrap=True)
-            return None
-        cancel = answer == "c"
+    console.print(f"{tree.root.name} is left running: {url_for(tree.root)}", soft_wrap=True)
+    return None
 
 
 def _ask(console: Console) -> str:

@@ -14,7 +14,6 @@ from deployments.runs._cancel import (
 from deployments.runs._client import (
     PatientClient,
     get_eager_client,
-    is_passing,
     read_all,
     read_everything,
     read_pages,
@@ -32,7 +31,6 @@ __all__ = [
     "confirm_cancelled",
     "explain_waiting",
     "get_eager_client",
-    "is_passing",
     "name_all",
     "online_workers",
     "read_all",

@@ -1,4 +1,9 @@
-"""Cancelling child runs, so that none outlives its parent."""
+"""Cancelling runs, so that no child outlives its parent.
+
+`cancel_run` and `cancel_children` ask for it. Then workers end what has started, and the server
+what no worker has taken. Between the two is what a worker has taken and not started yet:
+`confirm_cancelled` ends that once it can't start any more.
+"""
 
 import asyncio
 import contextlib
@@ -9,14 +14,9 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterParentFlowRunId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
-from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
+from prefect.events.filters import EventFilter
 from prefect.exceptions import ObjectNotFound
 from prefect.logging.loggers import LoggingAdapter
 from prefect.states import Cancelled
@@ -47,50 +47,6 @@ async def cancel_run(client: PrefectClient, flow_run_id: UUID) -> None:
         await client.set_flow_run_state(flow_run_id, cancelling)
 
 
-async def confirm_cancelled(client: PrefectClient, runs: Iterable[FlowRun]) -> None:
-    """Call those runs Cancelled that are to end, had not started, and can't start any more.
-
-    A busy worker starts the process of a run much later than it took the run. The server refuses
-    Running after Cancelling (EnforceCancellingToCancelledTransition), but not after Cancelled: so
-    the process comes up in vain, and nobody calls the run Cancelled. Nor where the worker is gone.
-    """
-    starting = {f"prefect.flow-run.{run.id}": run for run in runs if _is_starting(run)}
-    if not starting:
-        return
-    of_these = EventFilter(
-        event=EventNameFilter(name=[EXECUTED]), related=EventRelatedFilter(id=[*starting])
-    )
-    latest_first = (await client.read_events(of_these, limit=EVENTS)).events
-    ended = {each.id: event.received for event in latest_first[::-1] for each in event.related}
-    now = datetime.now(UTC)
-    for resource_id, run in starting.items():
-        assert run.state is not None  # noqa: S101 - one that is being cancelled has a state
-        since = run.state.timestamp
-        # An earlier end is that of an earlier attempt.
-        if since < ended.get(resource_id, since) < now - WORD_TIME or since < now - START_TIME:
-            with contextlib.suppress(ObjectNotFound):
-                message = "It was cancelled before it had started"
-                await client.set_flow_run_state(run.id, Cancelled(message=message))
-
-
-def _is_starting(run: FlowRun) -> bool:
-    return run.state_type == StateType.CANCELLING and run.start_time is None
-
-
-async def read_children(
-    client: PrefectClient, parent_ids: Iterable[UUID], states: list[StateType]
-) -> list[FlowRun]:
-    """Return the children of parent runs in some states, less those that are left running."""
-    runs = await read_all(
-        client,
-        FlowRunFilter(
-            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[*parent_ids]),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)),
-        ),
-    )
-    return [run for run in runs if LEAVE_RUNNING not in run.tags]
-
-
 async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRun]:
     """Ask for the end of every child run of a parent run that is not final, and return them.
 
@@ -113,6 +69,18 @@ async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRu
     return list(cancelled.values())
 
 
+async def read_children(
+    client: PrefectClient, parent_ids: Iterable[UUID], states: list[StateType]
+) -> list[FlowRun]:
+    """Return the children of parent runs in some states, less those that are left running."""
+    of_parents = {
+        "parent_flow_run_id": {"any_": [*parent_ids]},
+        "state": {"type": {"any_": states}},
+    }
+    runs = await read_all(client, FlowRunFilter.model_validate(of_parents))
+    return [run for run in runs if LEAVE_RUNNING not in run.tags]
+
+
 async def wait_until_cancelled(
     client: PrefectClient,
     parent_id: UUID,
@@ -122,16 +90,45 @@ async def wait_until_cancelled(
     """Wait until no child that `cancel_children` asked to end may still start."""
     parent_ids = [parent_id, *(run.id for run in cancelled if run.deployment_id is None)]
     told = False
-    while True:
-        runs = await read_children(client, parent_ids, [StateType.CANCELLING])
-        starting = [run for run in runs if _is_starting(run)]
-        if not starting:
-            return
+    while starting := [
+        run
+        for run in await read_children(client, parent_ids, [StateType.CANCELLING])
+        if run.start_time is None
+    ]:
         if not told:
             logger.info("Their worker may still start, in vain, %s", name_all(starting))
             told = True
         await confirm_cancelled(client, starting)
         await asyncio.sleep(LOOK_SECONDS)
+
+
+async def confirm_cancelled(client: PrefectClient, runs: Iterable[FlowRun]) -> None:
+    """Call those runs Cancelled that are to end, had not started, and can't start any more.
+
+    A busy worker starts the process of a run much later than it took the run. The server refuses
+    Running after Cancelling (EnforceCancellingToCancelledTransition), but not after Cancelled: so
+    the process comes up in vain, and nobody calls the run Cancelled. Nor where the worker is gone.
+    """
+    # When each was asked to end: one that is being cancelled has a state.
+    since = {
+        run.id: run.state.timestamp
+        for run in runs
+        if run.state and run.state.is_cancelling() and run.start_time is None
+    }
+    if not since:
+        return
+    related = {"id": [f"prefect.flow-run.{run_id}" for run_id in since]}
+    of_these = EventFilter.model_validate({"event": {"name": [EXECUTED]}, "related": related})
+    latest_first = (await client.read_events(of_these, limit=EVENTS)).events
+    ended = {each.id: event.received for event in latest_first[::-1] for each in event.related}
+    now = datetime.now(UTC)
+    for run_id, asked in since.items():
+        # An earlier end is that of an earlier attempt.
+        end = ended.get(f"prefect.flow-run.{run_id}", asked)
+        if asked < end < now - WORD_TIME or asked < now - START_TIME:
+            with contextlib.suppress(ObjectNotFound):
+                message = "It was cancelled before it had started"
+                await client.set_flow_run_state(run_id, Cancelled(message=message))
 
 
 def name_all(runs: list[FlowRun]) -> str:

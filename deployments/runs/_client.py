@@ -83,15 +83,15 @@ async def _raise_at_once(response: httpx.Response) -> None:
     except httpx.HTTPStatusError as error:
         await response.aread()
         problem = PrefectHTTPStatusError.from_httpx_error(error)
-        if is_passing(problem):
+        if _is_passing(problem):
             raise problem from error
 
 
-def is_passing(error: Exception) -> bool:
+def _is_passing(error: Exception) -> bool:
     """Tell whether a request that failed so may well succeed later."""
     if isinstance(error, PrefectHTTPStatusError):
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
-    return isinstance(error, httpx.TransportError)
+    return isinstance(error, httpx.TransportError | TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,14 @@ class PatientClient:
         give_up_after: Seconds without an answer after which a request fails.
         give_up: Makes the exception of it, of a message.
         warn: Is told when the server is silent for long.
+        answer_within: Seconds after which a request that got no answer is sent again.
     """
 
     client: PrefectClient
     give_up_after: float
     give_up: Callable[[str], Exception]
     warn: Callable[[str], object] = logger.warning
+    answer_within: float | None = None
 
     async def ask(self, request: Callable[[PrefectClient], Awaitable[T]]) -> T:
         """Repeat a request, which may be sent twice, until the server answers it.
@@ -119,16 +121,16 @@ class PatientClient:
             Exception: The server did not answer in time: that of `give_up`.
         """
         last: Exception | None = None
-        pause = PAUSE_SECONDS
+        pause, warn_after = PAUSE_SECONDS, PAUSE_MAX_SECONDS
         started = time.monotonic()
-        warn_after = PAUSE_MAX_SECONDS
         try:
             async with asyncio.timeout(self.give_up_after):
                 while True:
                     try:
-                        return await request(self.client)
-                    except (httpx.TransportError, PrefectHTTPStatusError) as error:
-                        if not is_passing(error):
+                        async with asyncio.timeout(self.answer_within):
+                            return await request(self.client)
+                    except Exception as error:
+                        if not _is_passing(error):
                             raise
                         last = error
                     silence = time.monotonic() - started
@@ -155,7 +157,4 @@ def _retry_after(error: Exception) -> float:
 def unreachable(silence: float, error: Exception | None) -> str:
     """Say that the server is given up."""
     reason = f" ({error!r})" if error else ""
-    return (
-        f"gave up after {silence:.0f} s without an answer of the Prefect server{reason}: "
-        "the limit is `give_up_after` of @parent_flow"
-    )
+    return f"gave up after {silence:.0f} s without an answer of the Prefect server{reason}"

@@ -1,8 +1,9 @@
-"""Why children do not get on: never wait in silence."""
+"""Why runs do not get on: never wait in silence."""
 
+import asyncio
 import math
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -10,19 +11,16 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
     WorkerFilter,
-    WorkerFilterStatus,
     WorkPoolFilter,
-    WorkPoolFilterName,
     WorkQueueFilter,
-    WorkQueueFilterId,
 )
 from prefect.client.schemas.objects import FlowRun, StateType, Worker
+from prefect.logging import get_logger
 
-UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-
+# When it first says why runs wait, and how rarely it says so later.
+EXPLAIN_SECONDS = 10.0
+EXPLAIN_MAX_SECONDS = 600.0
 # What waits for less is not worth a word.
 WAIT_SECONDS = 5.0
 # A worker that was stopped stays ONLINE until it missed some heartbeats: we take one, and a half,
@@ -30,48 +28,77 @@ WAIT_SECONDS = 5.0
 MISSED = 1.5
 HEARTBEAT_SECONDS = 30
 
+ONLINE = WorkerFilter.model_validate({"status": {"any_": ["ONLINE"]}})
+UNDER_WAY = FlowRunFilter.model_validate(
+    {"state": {"type": {"any_": [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]}}}
+)
 
-async def explain_waiting(client: PrefectClient, runs: Iterable[FlowRun]) -> AsyncIterator[str]:
+logger = get_logger("deployments")
+
+
+async def explain_waiting(
+    client: PrefectClient,
+    read_runs: Callable[[], Awaitable[Iterable[FlowRun]]],
+    warn: Callable[[str], object],
+) -> None:
+    """Say why runs wait, after a while and then ever more rarely, for ever.
+
+    Args:
+        client: The client of the server.
+        read_runs: Returns the runs as they are then.
+        warn: Gets one line for each reason.
+    """
+    pause = EXPLAIN_SECONDS
+    while True:
+        await asyncio.sleep(pause)
+        pause = min(3 * pause, EXPLAIN_MAX_SECONDS)
+        try:
+            async for line in find_reasons(client, await read_runs()):
+                warn(line)
+        except Exception as error:  # noqa: BLE001 - only a service to the reader
+            logger.debug("Could not tell why runs wait: %r", error)
+
+
+async def find_reasons(client: PrefectClient, runs: Iterable[FlowRun]) -> AsyncIterator[str]:
     """Yield one line for each reason why runs wait, with what to do.
 
     Those that run, or only just came, are not told of.
     """
-    by_queue: dict[tuple[str, UUID], list[FlowRun]] = defaultdict(list)
-    by_pool: dict[str, list[FlowRun]] = defaultdict(list)
-    by_state: dict[StateType | None, list[FlowRun]] = defaultdict(list)
-    unserved: list[FlowRun] = []
+    alike = defaultdict[Any, list[FlowRun]](list)
     for run in runs:
-        if _waited(run) < WAIT_SECONDS:
-            continue
-        by_state[run.state_type].append(run)
-        if run.state_type == StateType.SCHEDULED and run.work_pool_name and run.work_queue_id:
-            by_queue[run.work_pool_name, run.work_queue_id].append(run)
-        elif run.state_type == StateType.SCHEDULED and run.deployment_id:
-            unserved.append(run)
-        elif run.state_type == StateType.PENDING:
-            by_pool[run.work_pool_name or "?"].append(run)
-    for (pool_name, queue_id), waiting in by_queue.items():
-        yield f"{_unstarted(waiting)}: {await _reason(client, pool_name, queue_id, waiting)}"
-    if unserved:
-        yield (
-            f"{_unstarted(unserved)}: no work pool is on the deployment, and nobody serves it: "
-            "declare its `work_pool` in prefect.yaml, and `make deploy`"
-        )
-    for pool_name, pending in by_pool.items():
-        if await online_workers(client, pool_name):
-            yield f"{_unstarted(pending)}: being started by a worker"
-        else:
-            yield f"{_unstarted(pending)}: being started, but {_no_worker(pool_name)}"
-    if paused := by_state[StateType.PAUSED]:
-        yield f"{_names(paused)}: paused or suspended: resume in the UI, or cancel"
-    cancelling = by_state[StateType.CANCELLING]
-    if starting := [run for run in cancelling if run.start_time is None]:
-        yield f"{_names(starting)}: being cancelled; a worker may still start it, in vain"
-    if ending := [run for run in cancelling if run.start_time is not None]:
-        yield f"{_names(ending)}: being cancelled, by a worker or in the end by the server"
+        # A plain subflow is in its parent's process, and waits for nobody else.
+        if run.deployment_id and _waited(run) >= WAIT_SECONDS:
+            started = run.start_time is not None
+            alike[run.state_type, started, run.work_pool_name, run.work_queue_id].append(run)
+    for (state, started, pool_name, queue_id), waiting in alike.items():
+        match state:
+            case StateType.SCHEDULED if pool_name and queue_id:
+                reason = await _why_not_taken(client, pool_name, queue_id, waiting)
+            case StateType.SCHEDULED:
+                reason = (
+                    "no work pool is on the deployment, and nobody serves it: declare its "
+                    "`work_pool` in prefect.yaml, and `make deploy`"
+                )
+            case StateType.PENDING if pool_name and not await online_workers(client, pool_name):
+                reason = f"being started, but {_no_worker(pool_name)}"
+            case StateType.PENDING:
+                reason = "being started by a worker"
+            case StateType.PAUSED:
+                reason = "paused or suspended: resume in the UI, or cancel"
+            case StateType.CANCELLING if not started:
+                reason = "being cancelled; a worker may still start it, in vain"
+            case StateType.CANCELLING:
+                reason = "being cancelled, by a worker or in the end by the server"
+            case _:
+                continue
+        names = sorted(run.name for run in waiting)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        if state in (StateType.SCHEDULED, StateType.PENDING):
+            more += f" not started for {max(map(_waited, waiting)):.0f} s"
+        yield f"{', '.join(names[:3])}{more}: {reason}"
 
 
-async def _reason(
+async def _why_not_taken(
     client: PrefectClient, pool_name: str, queue_id: UUID, waiting: list[FlowRun]
 ) -> str:
     pool = await client.read_work_pool(pool_name)
@@ -86,10 +113,10 @@ async def _reason(
     workers = await online_workers(client, pool_name)
     if not workers:
         return _no_worker(pool_name)
-    in_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool_name]))
-    in_queue = WorkQueueFilter(id=WorkQueueFilterId(any_=[queue_id]))
+    in_pool = WorkPoolFilter.model_validate({"name": {"any_": [pool_name]}})
     if await _is_full(client, pool.concurrency_limit, work_pool_filter=in_pool):
         return f"work pool {pool_name} runs {pool.concurrency_limit} at once, its limit"
+    in_queue = WorkQueueFilter.model_validate({"id": {"any_": [queue_id]}})
     if await _is_full(client, queue.concurrency_limit, work_queue_filter=in_queue):
         return f"work queue {queue.name} runs {queue.concurrency_limit} at once, its limit"
     if any(run.state_name == "AwaitingConcurrencySlot" for run in waiting):
@@ -106,12 +133,17 @@ def _no_worker(pool_name: str) -> str:
 
 async def online_workers(client: PrefectClient, pool_name: str) -> list[Worker]:
     """Return the workers of the pool that are online, and not silent for too long."""
-    online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
     return [
         worker
-        for worker in await client.read_workers_for_work_pool(pool_name, online)
+        for worker in await client.read_workers_for_work_pool(pool_name, ONLINE)
         if _silence(worker) < MISSED * (worker.heartbeat_interval_seconds or HEARTBEAT_SECONDS)
     ]
+
+
+async def _is_full(client: PrefectClient, limit: int | None, **where: Any) -> bool:
+    if limit is None:
+        return False
+    return await client.count_flow_runs(flow_run_filter=UNDER_WAY, **where) >= limit
 
 
 def _silence(worker: Worker) -> float:
@@ -119,30 +151,12 @@ def _silence(worker: Worker) -> float:
     return _since(worker.last_heartbeat_time) if worker.last_heartbeat_time else math.inf
 
 
-async def _is_full(client: PrefectClient, limit: int | None, **where: Any) -> bool:
-    if limit is None:
-        return False
-    under_way = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY)))
-    return await client.count_flow_runs(flow_run_filter=under_way, **where) >= limit
-
-
-def _names(runs: list[FlowRun]) -> str:
-    names = sorted(run.name for run in runs)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-def _unstarted(runs: list[FlowRun]) -> str:
-    return f"{_names(runs)} not started for {max(map(_waited, runs)):.0f} s"
-
-
 def _waited(run: FlowRun) -> float:
     """Return for how many seconds a run has been waiting where it is now."""
-    assert run.state is not None  # noqa: S101 - one that waits has a state
     if run.state_type == StateType.SCHEDULED and run.start_time is None:
         # Not since its state: Late and AwaitingConcurrencySlot are told again and again.
         return run.estimated_start_time_delta.total_seconds()
-    return _since(run.state.timestamp)
+    return _since(run.state.timestamp) if run.state else 0
 
 
 def _since(moment: datetime) -> float:

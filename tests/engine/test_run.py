@@ -352,7 +352,7 @@ async def test_the_server_is_away_for_a_while(faulty: Path, tmp_path: Path) -> N
             arguments = ["run", "step/nobody", "-p", "name=a"]
             command = stack.enter_context(running(arguments, faulty, dict(server.env)))
             run_id = command.run_id()
-        await asyncio.to_thread(command.says, "the Prefect server has not answered for ")
+        await asyncio.to_thread(command.says, "The Prefect server has not answered for ")
         with temporary_server(tmp_path, port, check_log=False) as server, server.used():
             async with get_client() as client:
                 await client.set_flow_run_state(run_id, Completed(), force=True)

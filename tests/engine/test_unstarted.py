@@ -9,7 +9,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
 from prefect.client.schemas.objects import FlowRun
 
-from deployments.runs import explain_waiting
+from deployments.runs._waiting import find_reasons
 from tests.engine.waiting import wait_for
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +38,7 @@ async def start(client: PrefectClient, pool: str | None) -> FlowRun:
 
 async def tell(client: PrefectClient, run: FlowRun) -> str:
     run = await client.read_flow_run(run.id)
-    return "\n".join([line async for line in explain_waiting(client, [run])])
+    return "\n".join([line async for line in find_reasons(client, [run])])
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from deployments import (
     child,
     raise_failures,
 )
-from deployments.parent import _watch
+from deployments.runs import _waiting
 from deployments.servers import TemporaryServer
 from tests.engine.faults.conftest import InProcess, is_alive, pid_of
 from tests.engine.faults.steps import Renamed, echo, region, slow, step, variadic
@@ -347,7 +347,7 @@ async def test_a_deleted_run_is_told(
     client: PrefectClient, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also long after it was last said why it waits, and while others wait."""
-    monkeypatch.setattr(_watch, "EXPLAIN_SECONDS", 3600)
+    monkeypatch.setattr(_waiting, "EXPLAIN_SECONDS", 3600)
 
     async def code() -> None:
         call = child(step, deployment="nobody")
