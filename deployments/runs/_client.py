@@ -16,7 +16,6 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterState
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
 
 T = TypeVar("T")
@@ -78,19 +77,18 @@ def get_eager_client() -> PrefectClient:
 
 
 async def _raise_at_once(response: httpx.Response) -> None:
-    try:
+    if _says_later(response):
         response.raise_for_status()
-    except httpx.HTTPStatusError as error:
-        await response.aread()
-        problem = PrefectHTTPStatusError.from_httpx_error(error)
-        if _is_passing(problem):
-            raise problem from error
+
+
+def _says_later(response: httpx.Response) -> bool:
+    return response.status_code >= 500 or response.status_code in (408, 429)
 
 
 def _is_passing(error: Exception) -> bool:
     """Tell whether a request that failed so may well succeed later."""
-    if isinstance(error, PrefectHTTPStatusError):
-        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    if isinstance(error, httpx.HTTPStatusError):
+        return _says_later(error.response)
     return isinstance(error, httpx.TransportError | TimeoutError)
 
 
@@ -148,7 +146,7 @@ class PatientClient:
 
 def _retry_after(error: Exception) -> float:
     """Return the seconds that the server asks to wait for, as Prefect Cloud does."""
-    if isinstance(error, PrefectHTTPStatusError):
+    if isinstance(error, httpx.HTTPStatusError):
         with contextlib.suppress(ValueError):
             return float(error.response.headers.get("Retry-After", 0))
     return 0

@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class TemporaryServer:
 
     Attributes:
         home: PREFECT_HOME of the server and its users, with their logs.
-        api_url: Of the server.
+        api_url: Its PREFECT_API_URL.
         env: The whole environment of a process that uses it, and nothing of another Prefect.
     """
 
@@ -42,7 +43,7 @@ class TemporaryServer:
     api_url: str
     env: Mapping[str, str]
 
-    def used(self) -> contextlib.AbstractContextManager[Any]:
+    def used(self) -> AbstractContextManager[Any]:
         """Make it the server that flows and clients of this process use."""
         return temporary_settings({PREFECT_API_URL: self.api_url, PREFECT_HOME: self.home})
 
@@ -60,7 +61,7 @@ def temporary_server(
 
     Args:
         home: A directory for it.
-        port: To listen at.
+        port: The port to listen at.
         own: Environment variables of the server alone, such as that of another database.
         settings: Prefect's settings for it, and for workers that run in `home`.
         check_log: Refuse errors in its log, once it has ended.
@@ -72,14 +73,14 @@ def temporary_server(
     home = home.resolve()
     if settings:
         shutil.copy(settings, home / "prefect.toml")
-    own = dict(own or {})
+    own = own or {}
     if DATABASE_URL not in own:
-        _make_database(home)
+        _copy_empty_database(home)
     port = port or free_port()
     api_url = f"http://127.0.0.1:{port}/api"
-    env = _env(home) | {"PREFECT_API_URL": api_url}
-    prefect_command = str(Path(__file__).with_name("_server.py"))
-    command = [prefect_command, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    env = {**_env(home), "PREFECT_API_URL": api_url}
+    script = str(Path(__file__).with_name("_prefect_on_sqlite.py"))
+    command = [script, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
 
     def healthy() -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{api_url}/health"):  # noqa: S310
@@ -87,7 +88,7 @@ def temporary_server(
         return False
 
     log = home / "server.log"
-    with run_process(command, env=env | own, log=log, ready=healthy):
+    with run_process(command, env={**env, **own}, log=log, ready=healthy):
         yield TemporaryServer(home, api_url, env)
     if check_log:
         check_server_log(log)
@@ -98,8 +99,8 @@ def _env(home: Path) -> dict[str, str]:
     return env | {"PREFECT_HOME": str(home)}
 
 
-def _make_database(home: Path) -> None:
-    """Give a new server its empty database: a copy, since Prefect's migrations take 15 s.
+def _copy_empty_database(home: Path) -> None:
+    """Give a new server its database, made once, since Prefect's migrations take 15 s.
 
     Where that can't be had, the server makes its own, or says why it can't.
     """
@@ -117,14 +118,14 @@ def _make_database(home: Path) -> None:
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nobody uses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
         return port
 
 
-@contextlib.contextmanager
-def temporary_worker(server: TemporaryServer, pool: str) -> Iterator[subprocess.Popen[bytes]]:
+def temporary_worker(
+    server: TemporaryServer, pool: str
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """Run a worker for a pool of a temporary server; its runs end with it.
 
     Raises:
@@ -132,10 +133,9 @@ def temporary_worker(server: TemporaryServer, pool: str) -> Iterator[subprocess.
     """
     command = ["-m", "prefect", "worker", "start", "--pool", pool]
     log = server.home / f"worker-{pool}.log"
-    with run_process(
+    return run_process(
         command, env=server.env, log=log, ready=lambda: b"started!" in log.read_bytes()
-    ) as process:
-        yield process
+    )
 
 
 @contextlib.contextmanager
@@ -173,18 +173,13 @@ def run_process(
             time.sleep(0.1)
         yield process
     finally:
-        stop_group(process)
+        for how in (signal.SIGTERM, signal.SIGKILL):  # it, and all that it started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, how)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
 
 
-def stop_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-
-
-def tail(log: Path, lines: int = 20) -> str:
-    """Return the end of a log."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+def tail(log: Path) -> str:
+    """Return the last lines of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])

@@ -31,20 +31,17 @@ async def require_server(client: PrefectClient, console: Console, seconds: float
     while True:
         try:
             await client.read_work_pools(limit=1)
-        except httpx.HTTPError as error:
-            silent = isinstance(error, (httpx.NetworkError, httpx.TimeoutException))
-            if not silent or time.monotonic() > deadline:
+        except (httpx.NetworkError, httpx.TimeoutException):
+            if time.monotonic() > deadline:
                 raise
-            if not told:
-                console.print(
-                    f"Waiting {seconds:g} s for {client.api_url.host} ...", soft_wrap=True
-                )
-                told = True
-            await asyncio.sleep(1)
         except ValueError as error:
             raise RuntimeError(_no_api(client.api_url.copy_with(userinfo=b""))) from error
         else:
             return
+        if not told:
+            console.print(f"Waiting {seconds:g} s for {client.api_url.host} ...", soft_wrap=True)
+            told = True
+        await asyncio.sleep(1)
 
 
 async def explain(error: Exception) -> str:
@@ -69,21 +66,22 @@ async def explain(error: Exception) -> str:
             return f"{url} has had too many requests ({status}): try again later"
         if status in (404, 405) and "/api" not in url.path:
             return _no_api(url)
-        request, text = cause.request, " ".join(cause.response.text.split())
-        what = f"{request.method} {request.url.path}"
+        what = f"{cause.request.method} {cause.request.url.path}"
+        text = " ".join(cause.response.text.split())
         return f"{url} answers {status} to {what}: {text}{await tell_versions(client)}"
 
 
 async def tell_versions(client: PrefectClient) -> str:
     """Return a hint, where the server's Prefect is another than ours."""
+    if client.server_type == ServerType.CLOUD:
+        return ""
     with contextlib.suppress(httpx.HTTPError, ValueError):
-        if client.server_type != ServerType.CLOUD:
-            version = await client.api_version()
-            if version != prefect.__version__:
-                return (
-                    f". The server is Prefect {version}, this is {prefect.__version__}: use the "
-                    "same for both"
-                )
+        version = await client.api_version()
+        if version != prefect.__version__:
+            return (
+                f". The server is Prefect {version}, this is {prefect.__version__}: use the same "
+                "for both"
+            )
     return ""
 
 
