@@ -23,11 +23,7 @@ def run_demo(
 ) -> Outcome:
     """Run a parent on a temporary server with a worker for each work pool, and stop them.
 
-    Args:
-        prepared: What runs.
-        console: For the progress.
-        tell: Gets how it ended, while the server is up.
-        keep: Leave server and worker up until interrupted.
+    `tell` gets how it ended while the server is up; `keep` leaves that up until Ctrl-C.
 
     Raises:
         RuntimeError: The server, the worker or the deployment failed.

@@ -22,9 +22,6 @@ class Prepared:
     Attributes:
         manifest: The part of prefect.yaml in which it was found.
         name: `flow-name/deployment-name`.
-        pool: The name of its work pool.
-        parameters: The run's parameters, as JSON data.
-        returns: What the flow returns.
     """
 
     manifest: Manifest

@@ -1,7 +1,6 @@
 """Requests that outlast a server that restarts, or is too busy to answer for a while."""
 
 import asyncio
-import contextlib
 import functools
 import itertools
 import random
@@ -71,13 +70,13 @@ def get_eager_client() -> PrefectClient:
 
     Prefect's own sleeps 2 s or more after each 503, which the embedded SQLite server answers when
     another request just wrote: also after the last, with PREFECT_CLIENT_MAX_RETRIES at 0
-    (PrefectHttpxAsyncClient._send_with_retry).
+    (PrefectHttpxAsyncClient._send_with_retry). It does wait for what a server asks to wait for.
     """
     return get_client(httpx_settings={"event_hooks": {"response": [_raise_at_once]}})
 
 
 async def _raise_at_once(response: httpx.Response) -> None:
-    if _says_later(response):
+    if _says_later(response) and "Retry-After" not in response.headers:
         response.raise_for_status()
 
 
@@ -138,18 +137,10 @@ class PatientClient:
                         )
                         warn_after *= 2
                     jitter = random.uniform(0.5, 1)  # noqa: S311
-                    await asyncio.sleep(max(pause * jitter, _retry_after(last)))
+                    await asyncio.sleep(pause * jitter)
                     pause = min(2 * pause, PAUSE_MAX_SECONDS)
         except TimeoutError:
             raise self.give_up(unreachable(self.give_up_after, last)) from last
-
-
-def _retry_after(error: Exception) -> float:
-    """Return the seconds that the server asks to wait for, as Prefect Cloud does."""
-    if isinstance(error, httpx.HTTPStatusError):
-        with contextlib.suppress(ValueError):
-            return float(error.response.headers.get("Retry-After", 0))
-    return 0
 
 
 def unreachable(silence: float, error: Exception | None) -> str:

@@ -43,10 +43,7 @@ async def explain_waiting(
 ) -> None:
     """Say why runs wait, after a while and then ever more rarely, for ever.
 
-    Args:
-        client: The client of the server.
-        read_runs: Returns the runs as they are then.
-        warn: Gets one line for each reason.
+    `read_runs` returns the runs as they are then, and `warn` gets a line for each reason.
     """
     pause = EXPLAIN_SECONDS
     while True:

@@ -144,11 +144,7 @@ def run_process(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run Python as a process of its own process group, in the log's directory.
 
-    Args:
-        command: The interpreter's arguments.
-        env: Its whole environment.
-        log: The file that gets its output.
-        ready: Says that it is up.
+    `env` is its whole environment, and `ready` says that it is up.
 
     Raises:
         RuntimeError: It ended early, or was not ready in time; with the end of its log.

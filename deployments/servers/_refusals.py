@@ -17,10 +17,7 @@ from rich.console import Console
 async def require_server(client: PrefectClient, console: Console, seconds: float = 0) -> None:
     """Ask a server for something that only a Prefect API has, and only for those it knows.
 
-    Args:
-        client: The client of the server.
-        console: For a word before a wait.
-        seconds: To wait for it: it may just have been started.
+    One that does not answer may just have been started: it has some seconds for it.
 
     Raises:
         httpx.HTTPError: It does not answer, or refuses us: for `explain`.
