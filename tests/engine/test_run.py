@@ -3,29 +3,35 @@
 import asyncio
 import contextlib
 import fcntl
+import io
 import json
 import os
 import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import termios
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Crashed, Failed, Pending, Running
 from prefect.tasks import Task
 
+from deployments._console import PlainConsole
 from deployments.project import Manifest
+from deployments.run import _run
+from deployments.run._tree import Tree
 from deployments.servers import TemporaryServer, temporary_server
 from deployments.servers._processes import free_port
 from tests.engine.conftest import copy_repository, run_command
@@ -358,3 +364,17 @@ async def test_the_server_is_away_for_a_while(faulty: Path, tmp_path: Path) -> N
                 await client.set_flow_run_state(run_id, Completed(), force=True)
             assert command.process.wait(60) == 0, command.text
         assert "Traceback" not in command.text
+
+
+async def test_a_server_that_hangs_is_told_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_run, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(_run, "GIVE_UP_SECONDS", 4)
+    told = io.StringIO()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        with (
+            temporary_settings({PREFECT_API_URL: url}),
+            pytest.raises(RuntimeError, match=r"gave up after 4 s without an answer .* \(Timeout"),
+        ):
+            await _run.follow(Tree(FlowRun(flow_id=uuid4(), name="a")), PlainConsole(file=told))
+    assert "The Prefect server has not answered for 2 s" in told.getvalue()
