@@ -96,8 +96,8 @@ async def follow(tree: Tree, console: Console, *, cancel: bool = False) -> FlowR
         return [tree.root, *tree.below]
 
     try:
-        async with get_eager_client() as client:
-            server = PatientClient(client, GIVE_UP_SECONDS, RuntimeError, warn, ANSWER_SECONDS)
+        async with get_client() as client, get_eager_client() as eager:
+            server = PatientClient(eager, GIVE_UP_SECONDS, RuntimeError, warn, ANSWER_SECONDS)
             with Live(console=console, get_renderable=lambda: draw(tree)):
                 if cancel:
                     await server.ask(lambda client: cancel_run(client, tree.root.id))

@@ -64,17 +64,19 @@ class Tree:
 
     def rows(self) -> list[tuple[int, FlowRun]]:
         """Return the depth and the run of each, after the one that it is below."""
+        runs = list(self.below)  # the picture is drawn in another thread than it is read
         paths: dict[UUID | None, tuple[int, ...]] = {self.root.id: ()}
-        for number, run in enumerate(self.below):
+        for number, run in enumerate(runs):
             parent = self._parents.get(run.parent_task_run_id)
             paths[run.id] = (*paths.get(parent, ()), number)
-        ordered = sorted([self.root, *self.below], key=lambda run: paths[run.id])
+        ordered = sorted([self.root, *runs], key=lambda run: paths[run.id])
         return [(len(paths[run.id]), run) for run in ordered]
 
 
 def draw(tree: Tree) -> RenderableType:
     """Return a row for each run, or a bar and counts where they are too many; then failures."""
-    many = len(tree.below) > ROWS
+    below = tree.below
+    many = len(below) > ROWS
     table = Table("run", "state", Column("seconds", justify="right"), box=None, pad_edge=False)
     for depth, run in [(0, tree.root)] if many else tree.rows():
         indent = "  " * depth + "└ " if depth else ""
@@ -86,16 +88,16 @@ def draw(tree: Tree) -> RenderableType:
         table.add_row(indent + run.name, Styled(str(run.state_name), color), seconds)
     parts: list[RenderableType] = [table]
     if many:
-        ended = sum(run.state is not None and run.state.is_final() for run in tree.below)
+        ended = sum(run.state is not None and run.state.is_final() for run in below)
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            ProgressBar(total=len(tree.below), completed=ended, width=30),
-            f"{ended} of {len(tree.below)} children have ended",
+            ProgressBar(total=len(below), completed=ended, width=30),
+            f"{ended} of {len(below)} children have ended",
         )
-        counts = Counter(run.state_name for run in tree.below).most_common()
+        counts = Counter(run.state_name for run in below).most_common()
         parts += [bar, ", ".join(f"{count} {name}" for name, count in counts)]
     failures = (StateType.FAILED, StateType.CRASHED)
-    failed = [run for run in tree.below if run.state_type in failures]
+    failed = [run for run in below if run.state_type in failures]
     for run in failed[:NAMED]:
         message = " ".join(((run.state and run.state.message) or "").split())
         line = f"{run.name} {run.state_name}: {message[:MESSAGE_CHARACTERS]}"
