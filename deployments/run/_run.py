@@ -34,10 +34,9 @@ from deployments.servers import require_server
 from deployments.values import Unreadable, read_value
 
 QUESTION = "[c]ancel the run, [l]eave it running, or go on [w]atching? "
-# The pause between two reads: a part of the time that it took so far, and more for many runs.
+# The pause between two reads: the longer a run takes, the longer.
+READ_SECONDS, READ_MAX_SECONDS = 0.5, 5.0
 READ_PART = 0.05
-READ_SECONDS_PER_RUN = 0.02
-READ_MIN_SECONDS, READ_MAX_SECONDS = 0.5, 5.0
 # What an answer of the server may take, and how long it may be away.
 ANSWER_SECONDS = 30.0
 GIVE_UP_SECONDS = 600.0
@@ -123,8 +122,8 @@ async def _read_until_final(server: PatientClient, tree: Tree) -> None:
             return
         # Nobody else may do so.
         await server.ask(lambda client: confirm_cancelled(client, [tree.root]))
-        pause = READ_PART * (time.monotonic() - started) + READ_SECONDS_PER_RUN * len(tree.below)
-        await asyncio.sleep(min(READ_MIN_SECONDS + pause, READ_MAX_SECONDS))
+        pause = READ_SECONDS + READ_PART * (time.monotonic() - started)
+        await asyncio.sleep(min(pause, READ_MAX_SECONDS))
 
 
 async def read_outcome(prepared: Prepared, run: FlowRun) -> Outcome:
