@@ -35,7 +35,7 @@ def prepare(name: str | None, given: list[str], pool_type: str | None = None) ->
     """Find a deployment in prefect.yaml, and read its parameters.
 
     Args:
-        name: Of a flow, or `flow-name/deployment-name`; by default that of the first parent.
+        name: A flow's name, or `flow-name/deployment-name`; by default the first parent's.
         given: `key=value` for each parameter; the value is JSON, or else text.
         pool_type: Look only at deployments in work pools of this type.
 

@@ -109,7 +109,7 @@ async def confirm_cancelled(client: PrefectClient, runs: Iterable[FlowRun]) -> N
     Running after Cancelling (EnforceCancellingToCancelledTransition), but not after Cancelled: so
     the process comes up in vain, and nobody calls the run Cancelled. Nor where the worker is gone.
     """
-    # When each was asked to end: one that is being cancelled has a state.
+    # When it was asked to end.
     since = {
         run.id: run.state.timestamp
         for run in runs
@@ -120,7 +120,11 @@ async def confirm_cancelled(client: PrefectClient, runs: Iterable[FlowRun]) -> N
     related = {"id": [f"prefect.flow-run.{run_id}" for run_id in since]}
     of_these = EventFilter.model_validate({"event": {"name": [EXECUTED]}, "related": related})
     latest_first = (await client.read_events(of_these, limit=EVENTS)).events
-    ended = {each.id: event.received for event in latest_first[::-1] for each in event.related}
+    ended = {
+        resource.id: event.received
+        for event in reversed(latest_first)
+        for resource in event.related
+    }
     now = datetime.now(UTC)
     for run_id, asked in since.items():
         # An earlier end is that of an earlier attempt.
