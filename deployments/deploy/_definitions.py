@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import PrefectClient
@@ -15,6 +15,7 @@ from prefect.workers.utilities import get_default_base_job_template_for_infrastr
 
 from deployments.project import Manifest, WorkPool
 
+T = TypeVar("T")
 Report = Callable[[str], object]
 
 
@@ -36,12 +37,19 @@ def mark_of(project: str) -> str:
     return f"From prefect.yaml of {project}."
 
 
+async def find(request: Awaitable[T]) -> T | None:
+    """Return what a request finds, or None where there is no such thing."""
+    try:
+        return await request
+    except ObjectNotFound:
+        return None
+
+
 async def _create_pool(client: PrefectClient, name: str, pool: WorkPool, mark: str | None) -> str:
     default = await get_default_base_job_template_for_infrastructure_type(pool.type)
     template = deep_merge(default or {}, pool.base_job_template)
-    try:
-        existing = await client.read_work_pool(name)
-    except ObjectNotFound:
+    existing = await find(client.read_work_pool(name))
+    if existing is None:
         wanted = WorkPoolCreate(
             name=name, type=pool.type, base_job_template=template, description=mark
         )
@@ -59,17 +67,16 @@ async def _create_pool(client: PrefectClient, name: str, pool: WorkPool, mark: s
 async def _create_queue(
     client: PrefectClient, pool: str, name: str, limit: int | None, mark: str | None
 ) -> str:
-    try:
-        existing = await client.read_work_queue_by_name(name, work_pool_name=pool)
-    except ObjectNotFound:
+    existing = await find(client.read_work_queue_by_name(name, work_pool_name=pool))
+    before = {"concurrency limit": existing.concurrency_limit} if existing else {}
+    wanted = {"concurrency limit": limit}
+    if existing is None:
         await client.create_work_queue(
             name, description=mark, concurrency_limit=limit, work_pool_name=pool
         )
-        return f"created: work queue {pool}/{name}"
-    if existing.concurrency_limit == limit:
-        return f"unchanged: work queue {pool}/{name}"
-    await client.update_work_queue(existing.id, concurrency_limit=limit)
-    return f"changed: work queue {pool}/{name}: concurrency limit"
+    elif before != wanted:
+        await client.update_work_queue(existing.id, concurrency_limit=limit)
+    return describe_change(f"work queue {pool}/{name}", before, wanted)
 
 
 async def _create_automation(
