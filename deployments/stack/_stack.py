@@ -73,6 +73,10 @@ def down(volumes: bool) -> None:
 
 def read_variables(project: str) -> dict[str, str]:
     """Return the variables of docker/compose.yaml: a project's name, and what .env tells."""
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]*", project):  # else: "Docker is not running"
+        raise ValueError(
+            f"prefect.yaml: name: for Docker it must be of a-z, 0-9, - and _, not {project!r}"
+        )
     port = _read("SERVER_PORT", "4200", "[1-9][0-9]{0,4}", "a port")
     servers = _read("SERVERS", "1", "[1-9][0-9]{0,2}", "a number")
     url = "like https://prefect.example.com, without /api"

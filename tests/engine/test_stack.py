@@ -62,6 +62,11 @@ def test_the_servers_of_the_stack_are_those_of_env(
     assert (variables["SERVER_PORTS"], variables["SERVER_URL"]) == expected
 
 
+def test_a_name_that_docker_refuses() -> None:
+    with pytest.raises(ValueError, match=r"^prefect.yaml: name: .* a-z, .* not 'Acme 1'$"):
+        read_variables("Acme 1")
+
+
 def test_down_asks_for_what_has_the_names_of_the_manifest(
     docker: Path, checkout: Path, clean_env: dict[str, str]
 ) -> None:
