@@ -34,7 +34,8 @@ from benchmarks.cost import cpu_seconds, megabytes, stack_seconds, wait_for_ends
 from benchmarks.parent import read_children
 from benchmarks.report import Figures, Measured, plot, tabulate
 from benchmarks.servers import run_servers
-from deployments.deploy._deploy import create_definitions, run_prefect_deploy
+from deployments.deploy._definitions import create_definitions
+from deployments.deploy._deploy import run_prefect_deploy
 from deployments.project import ROOT, Manifest
 from deployments.runs import cancel_run
 from deployments.servers import TemporaryServer, temporary_server, temporary_worker

@@ -2,8 +2,8 @@
 
 from dotenv import load_dotenv
 
-from deployments._cli import app
+from deployments._cli import main
 from deployments.project import ROOT
 
 load_dotenv(ROOT / ".env")
-app()
+main()

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Annotated, NoReturn, TextIO
+from collections.abc import Iterable
+from typing import Annotated
 
 import httpx
 from cyclopts import App, Parameter
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import get_current_settings
-from rich.prompt import Confirm
 
 from deployments import stack
 from deployments._console import PlainConsole
 from deployments.check import check_manifest, check_server
-from deployments.deploy import deploy_manifest, find_leftovers
+from deployments.deploy import deploy_and_prune
 from deployments.project import ROOT, Manifest
 from deployments.run import Outcome, prepare, run_demo, run_here, write_json
 from deployments.servers import explain, require_server
@@ -34,17 +32,12 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 progress = PlainConsole(stderr=True)
-SERVER_SECONDS = 60
+Param = Annotated[list[str] | None, Parameter(name=["--param", "-p"])]
 
 
 @app.command
 def demo(
-    name: str | None = None,
-    /,
-    *,
-    param: Annotated[list[str] | None, Parameter(name=["--param", "-p"])] = None,
-    keep: bool = False,
-    json: bool = False,
+    name: str | None = None, /, *, param: Param = None, keep: bool = False, json: bool = False
 ) -> None:
     """See a parent run, on a temporary server that touches nothing of yours.
 
@@ -62,29 +55,17 @@ def demo(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
-    tell = functools.partial(_tell, json, sys.stdout)
-    # What flows print when they are imported is not the result.
-    with _refusing(), contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr):  # where flows print when they are imported
         prepared = prepare(name, param or [], "process")
-        outcome = run_demo(prepared, progress, tell, keep)
+        outcome = run_demo(prepared, progress, _print_outcome, keep)
     if not keep and not (outcome.completed and json):
-        progress.print(
-            "\nGo on: `make demo ARGS=--keep` leaves the Prefect UI up, to look at the runs."
-            if outcome.completed
-            else "\nIts server is gone: `make demo ARGS=--keep` leaves it up, to look at the runs.",
-            style="dim",
-        )
-    sys.exit(_status(json, outcome))
+        hint = "`make demo ARGS=--keep` leaves the Prefect UI up, to look at the runs."
+        progress.print(f"\n{hint}", style="dim")
+    sys.exit(_read_status(outcome, json))
 
 
 @app.command
-def run(
-    name: str,
-    /,
-    *,
-    param: Annotated[list[str] | None, Parameter(name=["--param", "-p"])] = None,
-    json: bool = False,
-) -> None:
+def run(name: str, /, *, param: Param = None, json: bool = False) -> None:
     """Run a deployment of prefect.yaml on your server, watch it and its children, show its result.
 
     Ctrl-C asks whether to cancel the run, to leave it running, or to go on watching. Without a
@@ -100,13 +81,12 @@ def run(
     """
     _require_url()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-    stdout = sys.stdout
-    with _refusing(), contextlib.redirect_stdout(sys.stderr):  # as above
+    with contextlib.redirect_stdout(sys.stderr):  # as above
         outcome = run_here(prepare(name, param or []), progress)
     if outcome is None:
         sys.exit(130)
-    _tell(json, stdout, outcome)
-    sys.exit(_status(json, outcome))
+    _print_outcome(outcome)
+    sys.exit(_read_status(outcome, json))
 
 
 @app.command
@@ -119,16 +99,13 @@ def deploy(*names: str, prune: bool = False, yes: bool = False) -> None:
         names: Of the deployments; by default, of those in work pools of type process, which need
             no Docker.
         prune: Delete what deploys of this project made, and prefect.yaml no longer declares:
-            deployments, automations, queues and pools. Asks before.
-        yes: Don't ask. A deployment with unfinished runs is then kept.
+            deployments, automations, queues and pools. Asks before, and keeps what is in use.
+        yes: Don't ask.
     """
     _require_url()
-    with _refusing():
-        manifest = _load(names)
-        _refuse(check_manifest(ROOT / "prefect.yaml", *manifest.names))
-        kept = asyncio.run(_deploy(manifest, prune=prune, yes=yes))
-    if kept:
-        sys.exit(1)
+    manifest = _load(names)
+    _refuse(check_manifest(ROOT / "prefect.yaml", *manifest.names))
+    sys.exit(asyncio.run(deploy_and_prune(manifest, progress, prune=prune, yes=yes)))
 
 
 @app.command
@@ -145,9 +122,7 @@ def check(*names: str, server: bool = False) -> None:
         _require_url()
     _refuse(check_manifest())
     if server:
-        with _refusing():
-            findings = asyncio.run(_check_server(_load(names)))
-        _refuse(findings)
+        _refuse(asyncio.run(_check_server(_load(names))))
     progress.print(f"prefect.yaml{', the server' if server else ''} and the flows agree.")
 
 
@@ -159,8 +134,7 @@ def up(*, server: bool = False) -> None:
         server: Only the server, for workers on other machines; then `deploy` is up to you.
     """
     _refuse(check_manifest())
-    with _refusing():
-        stack.up(progress, server)
+    stack.up(progress, server)
 
 
 @app.command
@@ -170,19 +144,34 @@ def down(*, volumes: bool = False) -> None:
     Args:
         volumes: Forget all data, too: the database and the results.
     """
-    with _refusing():
-        stack.down(volumes)
+    stack.down(volumes)
 
 
-def _tell(json: bool, stdout: TextIO, outcome: Outcome) -> None:
+def main() -> None:
+    """Run the command that was asked for, and say in a line why it can't be done."""
+    try:
+        app()
+    except (RuntimeError, ValueError, FileNotFoundError, subprocess.CalledProcessError) as error:
+        message = str(error)
+    except (httpx.HTTPError, PrefectException) as error:
+        message = asyncio.run(explain(error))
+    _print_error(message)
+    sys.exit(1)
+
+
+def _print_error(message: str) -> None:
+    progress.print(f"error: {message}", style="red", soft_wrap=True)
+
+
+def _print_outcome(outcome: Outcome) -> None:
     """Print a result, or why there is none."""
     if outcome.problem:
         _print_error(outcome.problem)
     else:
-        print(write_json(outcome.result), file=stdout, flush=True)
+        print(write_json(outcome.result), file=sys.__stdout__, flush=True)
 
 
-def _status(json: bool, outcome: Outcome) -> int:
+def _read_status(outcome: Outcome, json: bool) -> int:
     """Return the exit status: who asks for JSON needs the result, too."""
     return 0 if outcome.completed and not (json and outcome.problem) else 1
 
@@ -199,40 +188,10 @@ async def _check_server(manifest: Manifest) -> list[str]:
         return [finding async for finding in check_server(client, manifest)]
 
 
-async def _deploy(manifest: Manifest, *, prune: bool, yes: bool) -> bool:
-    """Deploy, and tell what that changed; return whether something was not pruned."""
-    async with get_client() as client:
-        await require_server(client, progress, SERVER_SECONDS)
-        await deploy_manifest(manifest, os.environ, _say)
-        leftovers = await find_leftovers(client, manifest)
-        for leftover in leftovers:
-            _say(leftover)
-        if not (prune and leftovers):
-            return False
-        if not yes and not sys.stdin.isatty():
-            raise RuntimeError("--prune deletes what is no longer declared: confirm it by --yes")
-        if not yes and not Confirm.ask("Delete what is no longer declared?", default=False):
-            return True
-        # Again: somebody may have taken their time to answer, and runs go on.
-        kept, shown = False, set(map(str, leftovers))
-        for leftover in await find_leftovers(client, manifest):
-            if leftover.runs and (yes or str(leftover) not in shown):
-                why: str | None = "its runs are unfinished: let them end, or cancel them"
-            else:
-                why = await leftover.delete()
-            _say(f"kept: {leftover.what}: {why}" if why else f"deleted: {leftover.what}")
-            kept = kept or bool(why)
-        return kept
-
-
-def _say(line: object) -> None:
-    progress.print(str(line), soft_wrap=True)
-
-
 def _require_url() -> None:
     """Refuse to go on without a server, where Prefect would start one of its own."""
     if not get_current_settings().api.url:
-        _fail(
+        raise RuntimeError(
             "PREFECT_API_URL is not set: write it into .env (see .env.example), or run "
             "`prefect cloud login`"
         )
@@ -242,28 +201,6 @@ def _refuse(findings: Iterable[str]) -> None:
     """Print what was found, and end, if anything was."""
     lines = list(findings)
     for line in lines:
-        _say(line)
+        progress.print(line, soft_wrap=True)
     if lines:
         sys.exit(1)
-
-
-@contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """End with one line where what was asked for can't be done, and not with a traceback."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        _fail(str(error))
-    except (httpx.HTTPError, PrefectException) as error:
-        _fail(asyncio.run(explain(error)))
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _fail(message: str) -> NoReturn:
-    _print_error(message)
-    sys.exit(1)
-
-
-def _print_error(message: str) -> None:
-    progress.print(f"error: {message}", style="red", soft_wrap=True)

@@ -53,7 +53,12 @@ def update(source: str, ref: str | None, base: str | None) -> str:
         changed = _git(template, "diff", "--no-renames", "--name-only", "-z", before, after)
         if not changed:
             return f"Nothing is newer: this project is of {newer[:7]}, as {source} is."
-        _require_free(changed.split("\0")[:-1])
+        # What git ignores here, its merges would overwrite.
+        names = changed.split("\0")[:-1]
+        if ignored := _git(ROOT, "ls-files", "--others", "-z", "--", *names).split("\0")[0]:
+            raise ValueError(
+                f"{ignored} is in the template, and here, but not in git: move it away"
+            )
         _git(template, "update-ref", "refs/heads/newer", after)
         _git(ROOT, "fetch", "--quiet", directory, "newer")
     _pick("FETCH_HEAD")
@@ -62,23 +67,25 @@ def update(source: str, ref: str | None, base: str | None) -> str:
 
 
 def _git(repository: Path, *arguments: str) -> str:
-    """Run git in a repository, and return what it says.
+    return _run(repository, "git", *arguments)
 
-    Raises:
-        ValueError: It failed; with what it said, in one line.
-    """
+
+def _run(directory: Path, *command: str) -> str:
+    """Run a command in a directory, and return what it says, or raise what it says in one line."""
+    # The path is for the `init` of before 1.2, which imported what is around it.
+    env = os.environ | {"PYTHONPATH": str(directory)}
     done = subprocess.run(
-        ["git", *arguments], cwd=repository, capture_output=True, text=True, check=False
+        command, cwd=directory, env=env, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise ValueError(f"`git {' '.join(arguments)}` failed: {' '.join(done.stderr.split())}")
+        raise ValueError(f"`{' '.join(command)}` failed: {' '.join(done.stderr.split())}")
     return done.stdout
 
 
 def _find_base(template: Path, tree: str | None) -> str:
     """Return the template's commit that has a tree."""
     for line in _git(template, "log", "--all", "--format=%H %T").splitlines():
-        commit, _, its_tree = line.partition(" ")
+        commit, its_tree = line.split()
         if its_tree == tree:
             return commit
     raise ValueError(
@@ -90,26 +97,11 @@ def _find_base(template: Path, tree: str | None) -> str:
 def _commit_project(template: Path, commit: str, name: str, *parent: str) -> str:
     """Commit the project that the template makes at one of its commits, and return that."""
     _git(template, "checkout", "--quiet", "--force", commit)
-    done = subprocess.run(
-        [sys.executable, "-B", "deployments/init", name],
-        cwd=template,
-        env=os.environ | {"PYTHONPATH": str(template)},  # until 1.2, it imported what is around it
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise ValueError(f"no project can be made of {commit}: {' '.join(done.stderr.split())}")
+    _run(template, sys.executable, "-B", "deployments/init", name)
     _git(template, "add", "--all")
     tree = _git(template, "write-tree").strip()
     message = f"the template at {commit[:7]}"
     return _git(template, *AUTHOR, "commit-tree", tree, *parent, "-m", message).strip()
-
-
-def _require_free(names: list[str]) -> None:
-    """Refuse to overwrite what git ignores here, as its merges do."""
-    if there := _git(ROOT, "ls-files", "--others", "-z", "--", *names).split("\0")[0]:
-        raise ValueError(f"{there} is in the template, and here, but not in git: move it away")
 
 
 def _pick(commit: str) -> None:

@@ -1,13 +1,10 @@
 """What is wrong with `prefect.yaml`, its flows, and what a server has of them."""
 
 from deployments.check._check import check_manifest, required_parameters
-from deployments.check._containers import find_network, find_results_volume
 from deployments.check._server import check_server
 
 __all__ = [
     "check_manifest",
     "check_server",
-    "find_network",
-    "find_results_volume",
     "required_parameters",
 ]

@@ -58,36 +58,6 @@ def check_results(ours: Deployment, theirs: Deployment) -> Iterator[str]:
         yield f"{whose} alone lacks {STORAGE_BLOCK[0]} {REPLACES}"
 
 
-def find_results_volume(deployment: Deployment) -> str | None:
-    """Return the volume that holds the results of a deployment in containers, if it is one.
-
-    Raises:
-        ValueError: Its volumes can't be read.
-    """
-    env = deployment.work_pool.job_variables.env
-    volume = _find_results(env, _read_volumes(deployment))
-    return None if volume is None or "/" in volume else volume  # that is a directory of the machine
-
-
-def find_network(manifest: Manifest) -> str:
-    """Return the network of the deployments in containers.
-
-    Raises:
-        ValueError: They have none in common.
-    """
-    networks = [
-        deployment.work_pool.job_variables.networks
-        for deployment in manifest.of_type("docker").deployments
-    ]
-    for network in networks[0]:
-        if all(network in each for each in networks):
-            return str(network)
-    raise ValueError(
-        f"prefect.yaml: {PLACE}.networks: the deployments in work pools of type docker must have "
-        "one in common, in which they reach the server"
-    )
-
-
 def _find_results(env: dict[str, Any], volumes: list[tuple[str, str]]) -> str | None:
     path = next((env[name] for name in STORAGE_PATH if env.get(name)), None)
     for volume, directory in volumes:

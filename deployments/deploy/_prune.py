@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import os
+import sys
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import PrefectClient
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
+    DeploymentFilter,
     FlowRunFilter,
-    FlowRunFilterDeploymentId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    FlowRunFilterWorkQueueName,
+    WorkPoolFilter,
+    WorkQueueFilter,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, WorkQueue
+from rich.console import Console
+from rich.prompt import Confirm
 
-from deployments.deploy._changes import PROJECT, mark_of
+from deployments.deploy._definitions import mark_of
+from deployments.deploy._deploy import PROJECT, deploy_manifest
 from deployments.project import Manifest
-from deployments.runs import online_workers, read_all
+from deployments.runs import UNFINISHED, online_workers, read_everything
+from deployments.servers import require_server
 
-T = TypeVar("T")
+SERVER_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,54 @@ class Leftover:
     """A thing that prefect.yaml no longer declares.
 
     Attributes:
-        what: Its kind and name.
-        delete: Deletes it, and says why it did not where it is in use.
-        runs: The names of its unfinished runs.
+        kind: Deployment, automation, work queue or work pool.
+        runs: The names of its unfinished runs, of a deployment.
     """
 
-    what: str
-    delete: Callable[[], Awaitable[str | None]]
+    kind: str
+    name: str
+    id: UUID
     runs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Say so in a line."""
         runs = f": unfinished runs: {', '.join(self.runs)}" if self.runs else ""
-        return f"no longer declared: {self.what}{runs}"
+        return f"no longer declared: {self.kind} {self.name}{runs}"
+
+
+async def deploy_and_prune(manifest: Manifest, console: Console, *, prune: bool, yes: bool) -> bool:
+    """Deploy, say what that changed and what is left over, and delete that, if `prune` says so.
+
+    With `yes`, nobody is asked.
+
+    Returns:
+        Whether something that was to be deleted is kept.
+
+    Raises:
+        RuntimeError: The deploy failed; or there is nobody to ask.
+        ValueError: A flow can't be imported.
+    """
+    report = partial(console.print, soft_wrap=True)
+    async with get_client() as client:
+        await require_server(client, console, SERVER_SECONDS)
+        await deploy_manifest(manifest, os.environ, report)
+        leftovers = await find_leftovers(client, manifest)
+        for leftover in leftovers:
+            report(str(leftover))
+        if not (prune and leftovers):
+            return False
+        if not yes and not sys.stdin.isatty():
+            raise RuntimeError("--prune deletes what is no longer declared: confirm it by --yes")
+        if not yes and not Confirm.ask("Delete what is no longer declared?", default=False):
+            return True
+        kept = False
+        # Again: somebody may have taken their time to answer, and runs go on.
+        for leftover in await find_leftovers(client, manifest):
+            why = await delete(client, leftover)
+            what = f"{leftover.kind} {leftover.name}"
+            report(f"kept: {what}: {why}" if why else f"deleted: {what}")
+            kept = kept or bool(why)
+        return kept
 
 
 async def find_leftovers(client: PrefectClient, manifest: Manifest) -> list[Leftover]:
@@ -56,105 +94,74 @@ async def find_leftovers(client: PrefectClient, manifest: Manifest) -> list[Left
     whole = Manifest.load(manifest.path)
     if not whole.name:
         return []
-    found = await _find_deployments(client, whole)
-    mark, definitions = mark_of(whole.name), whole.definitions
-    automations = {each.name for each in definitions.automations}
-    for automation in await _all(client.read_automations):
-        if mark in automation.tags and automation.name not in automations:
-            found.append(
-                Leftover(
-                    f"automation {automation.name}",
-                    partial(_delete_automation, client, automation.id),
-                )
-            )
-    pools = await _all(client.read_work_pools)
-    for pool in pools:
-        declared = definitions.work_pools.get(pool.name)
-        names = set(declared.queues) if declared else set()
-        for queue in await _all(partial(client.read_work_queues, pool.name)):
-            if queue.description == mark and queue.name not in names | {"default"}:
-                what = f"work queue {pool.name}/{queue.name}"
-                found.append(Leftover(what, partial(_delete_queue, client, pool.name, queue)))
-    for pool in pools:
-        if pool.description == mark and pool.name not in definitions.work_pools:
-            what = f"work pool {pool.name}"
-            found.append(Leftover(what, partial(_delete_pool, client, pool.name)))
-    return found
-
-
-async def _find_deployments(client: PrefectClient, whole: Manifest) -> list[Leftover]:
-    declared = {(each.load_flow().name, each.name) for each in whole.deployments}
-    found = []
-    for there in await _all(client.read_deployments):
-        if (there.job_variables or {}).get(PROJECT) != whole.name:
+    found, mark, pools = [], mark_of(whole.name), whole.definitions.work_pools
+    declared = {f"{each.load_flow().name}/{each.name}" for each in whole.deployments}
+    for deployment in await read_everything(client.read_deployments):
+        if (deployment.job_variables or {}).get(PROJECT) != whole.name:
             continue
-        flow = await client.read_flow(there.flow_id)
-        if (flow.name, there.name) not in declared:
-            of_it = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[there.id]))
-            runs = [run.name for run in await _unfinished(client, of_it)]
-            name = f"deployment {flow.name}/{there.name}"
-            delete = partial(_delete_deployment, client, there.id)
-            found.append(Leftover(name, delete, tuple(runs)))
+        name = f"{(await client.read_flow(deployment.flow_id)).name}/{deployment.name}"
+        if name not in declared:
+            of_it = DeploymentFilter.model_validate({"id": {"any_": [deployment.id]}})
+            runs = await _read_unfinished(client, deployment_filter=of_it)
+            found.append(Leftover("deployment", name, deployment.id, tuple(runs)))
+    automations = {automation.name for automation in whole.definitions.automations}
+    for automation in await read_everything(client.read_automations):
+        if mark in automation.tags and automation.name not in automations:
+            found.append(Leftover("automation", automation.name, automation.id))
+    existing = await read_everything(client.read_work_pools)
+    for pool in existing:
+        queues = pools[pool.name].queues if pool.name in pools else {}
+        for queue in await read_everything(partial(client.read_work_queues, pool.name)):
+            if queue.description == mark and queue.name not in {"default", *queues}:
+                found.append(Leftover("work queue", f"{pool.name}/{queue.name}", queue.id))
+    for pool in existing:
+        if pool.description == mark and pool.name not in pools:
+            found.append(Leftover("work pool", pool.name, pool.id))
     return found
 
 
-async def _unfinished(client: PrefectClient, where: FlowRunFilter) -> list[FlowRun]:
-    """Return the runs that are not final; not those that a schedule plans."""
-    final = FlowRunFilterStateType(not_any_=sorted(TERMINAL_STATES))
-    unfinished = where.model_copy(update={"state": FlowRunFilterState(type=final)})
-    runs = await read_all(client, unfinished)
-    return [run for run in runs if not (run.auto_scheduled and run.state_name == "Scheduled")]
-
-
-async def _delete_deployment(client: PrefectClient, deployment_id: UUID) -> None:
-    await client.delete_resource_owned_automations(f"prefect.deployment.{deployment_id}")
-    await client.delete_deployment(deployment_id)
-
-
-async def _delete_automation(client: PrefectClient, automation_id: UUID) -> None:
-    await client.delete_automation(automation_id)
-
-
-async def _delete_queue(client: PrefectClient, pool: str, queue: WorkQueue) -> str | None:
-    if used := await _why_used(client, pool, queue.name):
-        return used
-    await client.delete_work_queue_by_id(queue.id)
+async def delete(client: PrefectClient, leftover: Leftover) -> str | None:
+    """Delete a thing, or return why it is kept: it is in use."""
+    match leftover.kind:
+        case "deployment" if leftover.runs:
+            return "its runs are unfinished: let them end, or cancel them"
+        case "deployment":
+            await client.delete_resource_owned_automations(f"prefect.deployment.{leftover.id}")
+            await client.delete_deployment(leftover.id)
+        case "automation":
+            await client.delete_automation(leftover.id)
+        case _ if used := await _why_used(client, leftover):
+            return used
+        case "work queue":
+            await client.delete_work_queue_by_id(leftover.id)
+        case "work pool":
+            await client.delete_work_pool(leftover.name)
     return None
 
 
-async def _delete_pool(client: PrefectClient, pool: str) -> str | None:
-    if used := await _why_used(client, pool):
-        return used
-    if await online_workers(client, pool):
+async def _why_used(client: PrefectClient, leftover: Leftover) -> str | None:
+    """Say what uses a work queue or pool, whosever it is."""
+    where: dict[str, Any] = {"id": {"any_": [leftover.id]}}
+    if leftover.kind == "work queue":
+        where = {"work_queue_filter": WorkQueueFilter.model_validate(where)}
+    else:
+        where = {"work_pool_filter": WorkPoolFilter.model_validate(where)}
+    deployments = await read_everything(partial(client.read_deployments, **where))
+    users = [f"deployment {deployment.name}" for deployment in deployments]
+    users += [f"run {name}" for name in await _read_unfinished(client, **where)]
+    if users:
+        return f"in use by {', '.join(users)}"
+    if leftover.kind == "work pool" and await online_workers(client, leftover.name):
         return "a worker is online for it: stop that first"
-    await client.delete_work_pool(pool)
     return None
 
 
-async def _why_used(client: PrefectClient, pool: str, queue: str | None = None) -> str | None:
-    """Say what uses a work pool, or a queue of it, whosever it is."""
-    in_pool = (
-        FlowRunFilter(work_queue_name=FlowRunFilterWorkQueueName(any_=[queue]))
-        if queue
-        else FlowRunFilter()
-    )
-    deployments = await _all(client.read_deployments)
-    users = [
-        ("deployment", each.name, each.work_pool_name, each.work_queue_name) for each in deployments
+async def _read_unfinished(client: PrefectClient, **where: Any) -> list[str]:
+    """Return the names of the runs that are not final; not of those that a schedule plans."""
+    unfinished = FlowRunFilter.model_validate({"state": {"type": {"any_": UNFINISHED}}})
+    read = partial(client.read_flow_runs, flow_run_filter=unfinished, **where)
+    return [
+        run.name
+        for run in await read_everything(read)
+        if not (run.auto_scheduled and run.state_name == "Scheduled")
     ]
-    for run in await _unfinished(client, in_pool):
-        users.append(("run", run.name, run.work_pool_name, run.work_queue_name))
-    used = [
-        f"{kind} {name}"
-        for kind, name, its_pool, its_queue in users
-        if its_pool == pool and queue in (None, its_queue)
-    ]
-    return f"in use by {', '.join(used)}" if used else None
-
-
-async def _all(read: Callable[..., Awaitable[list[T]]]) -> list[T]:
-    """Return what a request lists, however few the server returns at once."""
-    found: list[T] = []
-    while some := await read(offset=len(found)):
-        found += some
-    return found

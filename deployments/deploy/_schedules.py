@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefect.client.schemas.objects import DeploymentSchedule
-from prefect.client.schemas.schedules import SCHEDULE_TYPES, IntervalSchedule, RRuleSchedule
+from prefect.client.schemas.schedules import SCHEDULE_TYPES
 from prefect.utilities.templating import apply_values
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,36 +15,31 @@ Declared = dict[str, Any]
 TIMES = ("cron", "day_or", "interval", "anchor_date", "rrule", "timezone")
 
 
-def is_paused(declared: Declared, there: Sequence[DeploymentSchedule]) -> bool:
-    """Tell whether somebody has paused a schedule on the server, and prefect.yaml leaves it so.
-
-    Args:
-        declared: The schedule.
-        there: Those that its deployment has on the server.
-    """
-    if declared.get("active") is not None:
+def is_paused(declared: Declared, existing: Sequence[DeploymentSchedule]) -> bool:
+    """Tell whether somebody has paused a schedule on the server, and prefect.yaml leaves it so."""
+    times = _read_times(declared)
+    if declared.get("active") is not None or times is None:
         return False
-    wanted = _read_times(declared)
-    same = [each for each in there if wanted and _is_same(wanted, each.schedule)]
+    same = [schedule for schedule in existing if _is_same(times, schedule.schedule)]
     # The UI forgets the parameters of what it pauses.
-    running = [each.parameters for each in same if each.active]
+    running = [schedule.parameters for schedule in same if schedule.active]
     return len(running) < len(same) and (declared.get("parameters") or {}) not in running
 
 
 def plain_schedules(
-    there: Sequence[DeploymentSchedule], declared: Sequence[Declared]
+    existing: Sequence[DeploymentSchedule], declared: Sequence[Declared]
 ) -> list[Declared]:
     """Return what schedules say, in an order of their own.
 
     That is without their `anchor_date` where it is not declared: each deploy sets it anew.
     """
-    anchors = [getattr(_read_times(each), "anchor_date", None) for each in declared]
+    anchors = [getattr(_read_times(schedule), "anchor_date", None) for schedule in declared]
     found = []
-    for each in there:
-        times = each.schedule.model_dump()
+    for schedule in existing:
+        times = schedule.schedule.model_dump()
         if times.get("anchor_date") not in anchors:
             times.pop("anchor_date", None)
-        found.append(times | each.model_dump(include={"active", "parameters", "slug"}))
+        found.append(times | schedule.model_dump(include={"active", "parameters", "slug"}))
     return sorted(found, key=repr)
 
 
@@ -60,10 +55,7 @@ def _read_times(declared: Declared) -> SCHEDULE_TYPES | None:
     return times
 
 
-def _is_same(wanted: SCHEDULE_TYPES, there: SCHEDULE_TYPES) -> bool:
-    if isinstance(wanted, RRuleSchedule) and isinstance(there, RRuleSchedule):
-        # Where it has no DTSTART, the server puts one before it.
-        return there.rrule.endswith(wanted.rrule) and there.timezone == wanted.timezone
-    if isinstance(wanted, IntervalSchedule) and isinstance(there, IntervalSchedule):
-        return (there.interval, there.timezone) == (wanted.interval, wanted.timezone)
-    return there == wanted
+def _is_same(wanted: SCHEDULE_TYPES, existing: SCHEDULE_TYPES) -> bool:
+    ours, theirs = (times.model_dump(exclude={"anchor_date"}) for times in (wanted, existing))
+    # The server puts a DTSTART before an RRULE that has none.
+    return theirs.pop("rrule", "").endswith(ours.pop("rrule", "")) and ours == theirs

@@ -142,7 +142,7 @@ def test_a_demo_that_fails_says_why_and_ends_with_1(
     assert "measure/local 'bad x1' failed" in done.stderr
     assert "The worker's log ends with:" in done.stderr
     assert "bad can't be measured by process" in done.stderr
-    assert "`make demo ARGS=--keep` leaves it up" in done.stderr
+    assert "`make demo ARGS=--keep` leaves the Prefect UI up" in done.stderr
 
 
 @pytest.mark.slow

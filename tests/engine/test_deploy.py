@@ -23,6 +23,7 @@ from prefect.states import Cancelled
 from rich.console import Console
 
 from deployments.deploy import find_leftovers
+from deployments.deploy._prune import delete
 from deployments.deploy._schedules import plain_schedules
 from deployments.project import Manifest
 from deployments.servers import TemporaryServer, explain, require_server, temporary_worker
@@ -117,7 +118,7 @@ def project(prefect_server: TemporaryServer, tmp_path: Path) -> Iterator[Project
 async def delete_leftovers(manifest: Manifest) -> None:
     async with get_client() as client:
         for leftover in await find_leftovers(client, manifest):
-            await leftover.delete()
+            await delete(client, leftover)
 
 
 async def read(name: str) -> DeploymentResponse | None:

@@ -16,7 +16,7 @@ ROOMS = {
     "": "parent",  # what flows import
     "__main__": "_cli project",
     "_cli": "_console check deploy project run servers stack",
-    "stack": "check project",
+    "stack": "project",
     "run": "_console check deploy parent project runs servers values",
     "check": "deploy maintenance parent project runs values",
     "testing": "deploy parent project servers",

@@ -111,13 +111,6 @@ async def test_containers_get_what_they_need_and_no_more(
     await ended(client, parent)
 
 
-def test_a_taken_port_is_refused_before_anything_is_built(stack: Stack) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        with pytest.raises(AssertionError, match=f"error: port {port} of this machine is taken"):
-            stack.make("up", SERVER_PORT=port)
-
-
 async def test_nothing_listens_beyond_this_machine(stack: Stack) -> None:
     for container in docker("ps", "--quiet").split():
         (details,) = json.loads(docker("inspect", container))
@@ -235,6 +228,14 @@ def layers(image: str) -> list[str]:
     (details,) = json.loads(docker("image", "inspect", image))
     found: list[str] = details["RootFS"]["Layers"]
     return found
+
+
+def test_compose_tells_a_taken_port(stack: Stack) -> None:
+    """It has stopped the server then: the next test starts it again."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AssertionError, match=f"127.0.0.1:{port}: bind: address already in use"):
+            stack.make("up", SERVER_PORT=str(port))
 
 
 def test_basic_authentication_is_one_variable(stack: Stack) -> None:

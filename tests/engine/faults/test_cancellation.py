@@ -16,7 +16,7 @@ from prefect.events.schemas.automations import EventTrigger
 from prefect.states import Cancelling
 
 from deployments import ChildCancelled, ChildCrashed, ChildRun, child
-from deployments.deploy._deploy import create_definitions
+from deployments.deploy._definitions import create_definitions
 from deployments.project import Manifest
 from deployments.runs._cancel import START_TIME
 from deployments.servers import TemporaryServer, temporary_server, temporary_worker
