@@ -124,8 +124,8 @@ def deploy(*names: str, prune: bool = False, yes: bool = False) -> None:
     """
     _require_url()
     with _refusing():
-        manifest = _load(names)
-        _refuse(check_manifest(ROOT / "prefect.yaml", *manifest.names))
+        manifest = _choose(Manifest.load(), names)
+        _refuse(check_manifest(manifest))
         kept = asyncio.run(_deploy(manifest, prune=prune, yes=yes))
     if kept:
         sys.exit(1)
@@ -143,11 +143,11 @@ def check(*names: str, server: bool = False) -> None:
     """
     if server:
         _require_url()
-    _refuse(check_manifest())
-    if server:
-        with _refusing():
-            findings = asyncio.run(_check_server(_load(names)))
-        _refuse(findings)
+    with _refusing():
+        manifest = Manifest.load()
+        _refuse(check_manifest(manifest))
+        if server:
+            _refuse(asyncio.run(_check_server(_choose(manifest, names))))
     progress.print(f"prefect.yaml{', the server' if server else ''} and the flows agree.")
 
 
@@ -158,9 +158,10 @@ def up(*, server: bool = False) -> None:
     Args:
         server: Only the server, for workers on other machines; then `deploy` is up to you.
     """
-    _refuse(check_manifest())
     with _refusing():
-        stack.up(progress, server)
+        manifest = Manifest.load()
+        _refuse(check_manifest(manifest))
+        stack.up(manifest, progress, server)
 
 
 @app.command
@@ -187,9 +188,8 @@ def _status(json: bool, outcome: Outcome) -> int:
     return 0 if outcome.completed and not (json and outcome.problem) else 1
 
 
-def _load(names: tuple[str, ...]) -> Manifest:
-    """Read prefect.yaml: the deployments of these names, or those that need no Docker."""
-    manifest = Manifest.load()
+def _choose(manifest: Manifest, names: tuple[str, ...]) -> Manifest:
+    """Return the deployments of these names, or those that need no Docker."""
     return manifest.named(*names) if names else manifest.of_type("process")
 
 

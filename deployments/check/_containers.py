@@ -29,7 +29,7 @@ def check_job_variables(manifest: Manifest, deployment: Deployment) -> Iterator[
         return
     env = deployment.work_pool.job_variables.env
     if pool.type == "process":
-        pull = deployment.declared.get("pull", manifest.pull)
+        pull = deployment.declared.get("pull")
         lacking = [name for name in OF_RUNS if not env.get(name)]
         if lacking and pull and not any(CHECKOUT in step for step in pull):
             yield f"its runs start without prefect.toml, and lack {', '.join(lacking)} {REPLACES}"

@@ -32,10 +32,11 @@ PROJECT_VARIABLE = "COMPOSE_PROJECT_NAME"
 LABEL = "io.prefect.flow-run-id"  # of what a Docker worker starts (DockerWorkerJobConfiguration)
 
 
-def up(console: Console, server: bool) -> None:
+def up(manifest: Manifest, console: Console, server: bool) -> None:
     """Build the image, start the stack, and deploy prefect.yaml to it.
 
     Args:
+        manifest: All of prefect.yaml.
         console: For the progress.
         server: Start the server and what it needs alone, no workers, and deploy nothing.
 
@@ -43,7 +44,6 @@ def up(console: Console, server: bool) -> None:
         RuntimeError: A port is taken; or a command failed, and has said why.
         ValueError: prefect.yaml, or a variable of .env, can't be read.
     """
-    manifest = Manifest.load()
     processes, containers = manifest.of_type("process"), manifest.of_type("docker")
     names = read_names(manifest)
     ports = read_ports()
