@@ -220,7 +220,7 @@ def _make_parent(flow: Flow[P, R]) -> ParentFlow[P, R]:
     assert isinstance(flow, ParentFlow)  # noqa: S101 - for type checkers
     for hooks in ("on_crashed_hooks", "on_cancellation_hooks"):
         others = [hook for hook in getattr(flow, hooks) if hook is not cancel_children_hook]
-        setattr(flow, hooks, [*others])
+        setattr(flow, hooks, [*others, cancel_children_hook])
     return flow
 
 
