@@ -16,6 +16,7 @@ from deployments.runs._client import (
     get_eager_client,
     is_passing,
     read_all,
+    read_everything,
     read_pages,
     unreachable,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "online_workers",
     "read_all",
     "read_children",
+    "read_everything",
     "read_pages",
     "unreachable",
     "wait_until_cancelled",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import random
 import time
@@ -29,20 +30,27 @@ MANY = 5_000
 logger = get_logger("deployments")
 
 
-async def read_all(client: PrefectClient, flow_run_filter: FlowRunFilter) -> list[FlowRun]:
-    """Return all runs that a filter finds, however few the server returns at once.
+async def read_everything(read: Callable[..., Awaitable[list[T]]]) -> list[T]:
+    """Return all that a request lists, however few the server returns at once.
 
     No `limit`: the server refuses one above its own (PREFECT_API_DEFAULT_LIMIT).
+
+    Args:
+        read: The request, which takes an `offset`: such as `client.read_deployments`.
     """
-    runs: dict[UUID, FlowRun] = {}
-    while page := await client.read_flow_runs(
-        flow_run_filter=flow_run_filter, sort=FlowRunSort.ID_DESC, offset=len(runs)
-    ):
-        fresh = {run.id: run for run in page if run.id not in runs}
-        if not fresh:
-            break
-        runs |= fresh
-    return list(runs.values())
+    found: list[T] = []
+    while some := await read(offset=len(found)):
+        found += some
+    return found
+
+
+async def read_all(client: PrefectClient, flow_run_filter: FlowRunFilter) -> list[FlowRun]:
+    """Return all runs that a filter finds."""
+    read = functools.partial(
+        client.read_flow_runs, flow_run_filter=flow_run_filter, sort=FlowRunSort.ID_DESC
+    )
+    # One that is created meanwhile moves the others on, so that some are read twice.
+    return list({run.id: run for run in await read_everything(read)}.values())
 
 
 async def read_pages(
