@@ -1,20 +1,53 @@
-"""The block documents that prefect.yaml names: where results go, and the values of placeholders."""
+"""Where results go, and the block documents that prefect.yaml names."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
-from prefect.blocks.core import Block, UnknownBlockType
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.templating import apply_values, find_placeholders
 
-from deployments.check._containers import PLACE, STORAGE_BLOCK
 from deployments.project import Deployment, Manifest
 
+# Where results go, by either name of each setting (ResultsSettings).
+STORAGE_BLOCK = ("PREFECT_DEFAULT_RESULT_STORAGE_BLOCK", "PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK")
+STORAGE_PATH = ("PREFECT_LOCAL_STORAGE_PATH", "PREFECT_RESULTS_LOCAL_STORAGE_PATH")
+ENV = "work_pool.job_variables.env"
 PREFIX = "prefect.blocks."
 STEPS = ("build", "push", "pull")  # when these run, blocks are loaded; elsewhere, at the deploy
+
+
+def check_results(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
+    """Yield why results of a deployment in containers would be lost."""
+    pool = manifest.definitions.work_pools.get(deployment.work_pool.name)
+    if pool is None or pool.type == "process" or _read_env(deployment, STORAGE_BLOCK):
+        return
+    path = PurePosixPath(_read_env(deployment, STORAGE_PATH) or "")
+    volumes = [volume.split(":") for volume in deployment.work_pool.job_variables.volumes]
+    if not any(len(parts) > 1 and path.is_relative_to(parts[1]) for parts in volumes):
+        yield (
+            "its results would end with its container: set PREFECT_LOCAL_STORAGE_PATH to a "
+            f"directory in one of its volumes, or {STORAGE_BLOCK[0]}, in {ENV}"
+        )
+
+
+def check_results_of_child(parent: Deployment, child: Deployment) -> Iterator[str]:
+    """Yield why a parent might not reach the results of a child: only one has a block for them."""
+    own, childs = (bool(_read_env(deployment, STORAGE_BLOCK)) for deployment in (parent, child))
+    if own != childs:
+        whose = "the child" if own else "its parent"
+        yield (
+            f"{whose} alone lacks {STORAGE_BLOCK[0]} in {ENV}, which replaces that of an anchor: "
+            "to add to it, write `env.NAME: ...`"
+        )
+
+
+def _read_env(deployment: Deployment, names: tuple[str, ...]) -> Any:
+    env = deployment.work_pool.job_variables.env
+    return next((env[name] for name in names if env.get(name)), None)
 
 
 def check_blocks(deployment: Deployment) -> Iterator[str]:
@@ -31,35 +64,21 @@ def check_blocks(deployment: Deployment) -> Iterator[str]:
 
 
 async def check_blocks_of_server(client: PrefectClient, manifest: Manifest) -> AsyncIterator[str]:
-    """Yield one line for each block that the server lacks, or that this Python can't load."""
+    """Yield one line for each block that the server lacks."""
     places: dict[str, str] = {}  # the first of each block
-    storages = set()
     for deployment in manifest.deployments:
         for place, name in _find_blocks(deployment):
             if slug := _slug(name):
                 places.setdefault(slug, f"{deployment.full_name}: {place}")
-                if not name.startswith(PREFIX):
-                    storages.add(slug)
     for slug, place in places.items():
-        if problem := await _find_problem(client, slug, loaded=slug in storages):
-            yield f"{manifest.path.name}: {place}: block {slug} {problem}"
-
-
-async def _find_problem(client: PrefectClient, slug: str, *, loaded: bool) -> str | None:
-    kind, name = slug.split("/")
-    try:
-        document = await client.read_block_document_by_name(name, kind, include_secrets=False)
-    except ObjectNotFound:
-        return f"is not on {client.api_url}: save it: see docker/README.md"
-    if loaded and document.block_schema:  # a placeholder takes the data alone
+        kind, name = slug.split("/")
         try:
-            Block.get_block_class_from_schema(document.block_schema)
-        except UnknownBlockType:
-            return (
-                f"can't be loaded by this Python, which has no package with {kind}: add that to "
-                "pyproject.toml, and `make lock`"
+            await client.read_block_document_by_name(name, kind, include_secrets=False)
+        except ObjectNotFound:
+            yield (
+                f"{manifest.path.name}: {place}: block {slug} is not on {client.api_url}: save it: "
+                "see docker/README.md"
             )
-    return None
 
 
 def _find_blocks(deployment: Deployment) -> Iterator[tuple[str, str]]:
@@ -68,7 +87,7 @@ def _find_blocks(deployment: Deployment) -> Iterator[tuple[str, str]]:
         declared = deployment.work_pool.job_variables.env.get(variable)
         value: Any = apply_values(declared, {}, remove_notset=False)
         if isinstance(value, str) and value and "{{" not in value:
-            yield f"{PLACE}.env.{variable}", value
+            yield f"{ENV}.{variable}", value
     for place, name in find_placeholders_in(deployment.declared):
         if name.startswith(PREFIX):
             yield place, name

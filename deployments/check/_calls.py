@@ -74,7 +74,9 @@ def _find(
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     dropped = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     arguments = {id(_callee(call)): call for call in calls}
-    names = _names(function)
+    # What a function binds itself hides the globals.
+    hidden = _bound(function.__code__)
+    names = {name: value for name, value in function.__globals__.items() if name not in hidden}
     for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
         value = _value(call.func, names)
         if value is child:
@@ -125,12 +127,6 @@ def _value(node: ast.expr | None, names: dict[str, Any]) -> Any:
     return UNKNOWN
 
 
-def _names(function: FunctionType) -> dict[str, Any]:
-    """Return the globals that a function sees: those that it binds itself hide them."""
-    hidden = _bound(function.__code__)
-    return {name: value for name, value in function.__globals__.items() if name not in hidden}
-
-
 def _bound(code: CodeType) -> set[str]:
     bound = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
@@ -143,7 +139,7 @@ def _read_body(function: FunctionType) -> list[ast.stmt]:
         return []
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    except (OSError, SyntaxError):  # made at run time, or a lambda
+    except (OSError, SyntaxError, ValueError):  # made at run time, or a lambda
         return []
     ast.increment_lineno(definition, function.__code__.co_firstlineno - 1)
     return definition.body if isinstance(definition, ast.AsyncFunctionDef | ast.FunctionDef) else []

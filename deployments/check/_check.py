@@ -14,9 +14,13 @@ from prefect.settings import get_current_settings
 from prefect.utilities.templating import find_placeholders
 from pydantic import ValidationError
 
-from deployments.check._blocks import check_blocks, find_placeholders_in
+from deployments.check._blocks import (
+    check_blocks,
+    check_results,
+    check_results_of_child,
+    find_placeholders_in,
+)
 from deployments.check._calls import ChildCall, find_child_calls
-from deployments.check._containers import check_job_variables, check_results
 from deployments.check._notice import check_noticed
 from deployments.parent import is_parent
 from deployments.project import Deployment, Manifest, check_name, first_problem
@@ -66,26 +70,20 @@ def _check_manifest(manifest: Manifest) -> Iterator[str]:
     for name, deployment in deployments.items():
         if deployment not in manifest.deployments:
             continue
-        for variable in _find_unset_variables(deployment):
-            yield f"{file}: ${variable} is not set, and would become empty: set it in .env"
+        for _, placeholder in find_placeholders_in(deployment.declared):
+            if placeholder.startswith("$") and placeholder[1:] not in os.environ:
+                yield f"{file}: {placeholder} is not set, and would become empty: set it in .env"
         for findings in (
             _check_flow(deployment, name in called or not is_parent(deployment.load_flow())),
             check_noticed(whole, deployments, name),
             _check_queue(whole, deployment),
             check_blocks(deployment),
-            check_job_variables(whole, deployment),
+            check_results(whole, deployment),
         ):
             yield from (f"{file}: {name}: {finding}" for finding in findings)
         for call in calls[name]:
             for finding in _check_call(whole, deployments, deployment, call):
                 yield f"{call.place}: {finding}"
-
-
-def _find_unset_variables(deployment: Deployment) -> Iterator[str]:
-    for _, placeholder in find_placeholders_in(deployment.declared):
-        variable = placeholder.removeprefix("$")
-        if variable != placeholder and variable not in os.environ:
-            yield variable
 
 
 def _check_flow(deployment: Deployment, result_is_read: bool) -> Iterator[str]:
@@ -94,16 +92,14 @@ def _check_flow(deployment: Deployment, result_is_read: bool) -> Iterator[str]:
         check_name(flow.name)
     except ValueError as error:
         yield f"the flow's name {error}"
-    persists = flow.persist_result
-    if persists is None:
-        persists = get_current_settings().results.persist_by_default
-    if result_is_read and not persists:
+    default = get_current_settings().results.persist_by_default
+    if result_is_read and not (default if flow.persist_result is None else flow.persist_result):
         yield (
             "a parent can't read its result, since it is not persisted: remove "
             "persist_result=False, or set results.persist_by_default in prefect.toml"
         )
     if result_is_read and flow.isgenerator:
-        yield "a parent can't get its result: it is a generator: return a list"
+        yield "a parent can't get its result, since it is a generator: return a list"
     try:
         yield from _check_parameters(flow, deployment)
         if result_is_read:
@@ -116,8 +112,8 @@ def _check_parameters(flow: Flow[..., Any], deployment: Deployment) -> Iterator[
     yield from _check_values(flow, "parameters", deployment.parameters)
     starts = {}  # what starts runs without anybody who could give a value
     for number, schedule in enumerate(deployment.schedules or []):
-        starts[f"schedules.{number}"] = schedule.parameters
-        yield from _check_values(flow, f"schedules.{number}.parameters", schedule.parameters)
+        starts[f"schedules.{number}"] = given = schedule.get("parameters", {})
+        yield from _check_values(flow, f"schedules.{number}.parameters", given)
     for number, trigger in enumerate(deployment.triggers or []):
         starts[f"triggers.{number}"] = trigger.parameters or {}  # templates, of any value
     for place, parameters in starts.items():
@@ -180,7 +176,7 @@ def _check_call(
         if name and isinstance(target, Flow):  # by name, it may be of another repository
             yield f"calls {name}, which is not declared: add it to prefect.yaml"
         return
-    for problem in check_results(caller, child):
+    for problem in check_results_of_child(caller, child):
         yield f"{name}: {problem}"
     ours, theirs = caller.work_pool, child.work_pool
     pool = manifest.definitions.work_pools.get(ours.name)
@@ -197,30 +193,15 @@ def _check_call(
 def _check_arguments(
     flow: Flow[..., Any] | None, call: ChildCall, added: dict[str, Any]
 ) -> Iterator[str]:
-    """Yield why a call does not fit its child, where that is plain.
-
-    Args:
-        flow: The child's flow, if it is known.
-        call: The call.
-        added: The parameters that the child's deployment adds to those of a call by name.
-    """
-    args = call.arguments.args if call.arguments else []
-    starred = any(isinstance(arg, ast.Starred) for arg in args)
-    if isinstance(call.target, str) and not all(isinstance(arg, ast.Starred) for arg in args):
+    """Yield why a call does not fit a child's flow, whose deployment adds some parameters."""
+    if call.arguments is None:
+        return
+    args, names = call.arguments.args, [keyword.arg for keyword in call.arguments.keywords]
+    starred = [isinstance(arg, ast.Starred) for arg in args]
+    if isinstance(call.target, str) and not all(starred):
         yield "a child called by name takes keywords only"
-        return
-    if flow is None:
-        return
-    for parameter in find_refused(flow):
-        taken = parameter.replace(annotation=parameter.empty)
-        yield (
-            f"this Prefect refuses runs of a flow that takes {taken}: make it one parameter, a "
-            "list or a dict"
-        )
-    names = [keyword.arg for keyword in call.arguments.keywords] if call.arguments else [None]
-    if starred or None in names:
-        return  # only a run can tell
-    try:
-        inspect.signature(flow.fn).bind(*args, **(dict.fromkeys(map(str, names)) | added))
-    except TypeError as error:
-        yield str(error)
+    elif flow and not any(starred) and None not in names:  # else only a run can tell
+        try:
+            inspect.signature(flow.fn).bind(*args, **(dict.fromkeys(map(str, names)) | added))
+        except TypeError as error:
+            yield str(error)

@@ -22,18 +22,15 @@ TAG = "prefect.tag."
 def check_noticed(
     manifest: Manifest, deployments: Mapping[str, Deployment], name: str
 ) -> Iterator[str]:
-    """Yield what keeps runs of a deployment from being noticed when they are lost.
-
-    Args:
-        manifest: The manifest with the automations.
-        deployments: All deployments, by their full names.
-        name: Which of them it is about.
-    """
+    """Yield what keeps runs of one of the deployments from being noticed when they are lost."""
     cleaning = [other for other in deployments if other.split("/")[0] == cancel_orphans.name]
     if name in cleaning:
         return
     deployment = deployments[name]
-    resources = list(_resources(name, deployment))
+    pool = deployment.work_pool.name
+    # What the server relates an event of a run to, as far as it is known before.
+    resources = [Resource({ID: f"{TAG}{tag}", ROLE: "tag"}) for tag in deployment.tags]
+    resources.append(Resource({ID: "prefect.work-pool", NAME: pool, ROLE: "work-pool"}))
     lacking: set[str] = set()
     for trigger in _crash_triggers(manifest):
         lacking |= _lacking_tags(trigger, resources) or set()
@@ -50,7 +47,7 @@ def check_noticed(
         else:
             yield (
                 f"no trigger of {', '.join(cleaning)} is for {event} of its runs in work pool "
-                f"{deployment.work_pool.name}: add one to the deployment in that pool"
+                f"{pool}: add one to the deployment in that pool"
             )
     if lacking:
         yield (
@@ -75,16 +72,3 @@ def _lacking_tags(trigger: Trigger, resources: list[Resource]) -> set[str] | Non
             tags = [value.removeprefix(TAG) for value in ids if value.startswith(TAG)]
             lacking.add(" or ".join(tags))
     return None if "" in lacking else lacking
-
-
-def _resources(name: str, deployment: Deployment) -> Iterator[Resource]:
-    """Yield what the server relates an event of a run to, as far as it is known before."""
-    for tag in deployment.tags:
-        yield Resource({ID: f"{TAG}{tag}", ROLE: "tag"})
-    for role, value in (
-        ("flow", name.split("/")[0]),
-        ("deployment", deployment.name),
-        ("work-pool", deployment.work_pool.name),
-        ("work-queue", deployment.work_pool.work_queue_name),
-    ):
-        yield Resource({ID: f"prefect.{role}.{value}", NAME: value, ROLE: role})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import sysconfig
@@ -22,7 +23,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     PrivateAttr,
     ValidationError,
     model_validator,
@@ -31,9 +31,6 @@ from yaml.constructor import ConstructorError
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
-# An event has room for 100 related resources (`maximum_related_resources`). Up to six are the flow,
-# the deployment, the queue, the pool, the task run and who made the run; with more, runs get a 500.
-MOST_TAGS = 94
 
 
 def check_name(name: str) -> str:
@@ -44,39 +41,28 @@ def check_name(name: str) -> str:
     """
     if find_placeholders(name):
         raise ValueError(f"{name!r} is a template, which is not resolved when this is looked up")
-    try:
-        usable = httpx.URL(f"http://server/{name}").path == f"/{name}"
-    except httpx.InvalidURL:
-        usable = False
-    if not usable:
-        raise ValueError(f"{name!r} can't stand in a URL: leave out signs such as # and ?")
-    return name
+    with contextlib.suppress(httpx.InvalidURL):
+        if httpx.URL(f"http://server/{name}").path == f"/{name}":
+            return name
+    raise ValueError(f"{name!r} can't stand in a URL: leave out signs such as # and ?")
 
 
 ServerName = Annotated[Name, AfterValidator(check_name)]
 
 
 class WorkQueue(BaseModel):
-    """A queue of a work pool.
-
-    Attributes:
-        concurrency_limit: How many of its runs may be under way at once; None is no limit.
-    """
+    """A queue of a work pool."""
 
     model_config = ConfigDict(extra="forbid")
     concurrency_limit: int | None = None
 
 
 class WorkPool(BaseModel):
-    """A work pool, as `definitions.work_pools` declares it.
-
-    Attributes:
-        base_job_template: What is other there than in Prefect's own; nothing leaves it alone.
-    """
+    """A work pool, as `definitions.work_pools` declares it."""
 
     model_config = ConfigDict(extra="forbid")
     type: str
-    base_job_template: dict[str, Any] = {}
+    base_job_template: dict[str, Any] = {}  # laid over Prefect's own
     queues: dict[ServerName, WorkQueue]
 
 
@@ -105,44 +91,29 @@ class DeploymentWorkPool(BaseModel):
     job_variables: JobVariables = JobVariables()
 
 
-class Schedule(BaseModel):
-    """A schedule of a deployment."""
-
-    parameters: dict[str, Any] = {}
-
-
 class Trigger(BaseModel):
-    """A trigger of a deployment or an automation, as far as it is read here.
-
-    Attributes:
-        match_related: What an event must be related to, each by one of its resources.
-        parameters: Those of the run that it starts.
-    """
+    """A trigger of a deployment or an automation, as far as it is read here."""
 
     expect: set[str] = set()
     match_related: Annotated[
         list[ResourceSpecification],
         BeforeValidator(lambda given: given if isinstance(given, list) else [given or {}]),
     ] = []
-    parameters: dict[str, Any] | None = None
+    parameters: dict[str, Any] | None = None  # of the run that it starts
 
 
 class Deployment(BaseModel):
-    """A deployment, as `deployments` declares it.
-
-    Attributes:
-        declared: All of it, as `prefect deploy` reads it.
-    """
+    """A deployment, as `deployments` declares it."""
 
     name: ServerName
     entrypoint: str
     work_pool: DeploymentWorkPool
     parameters: dict[str, Any] = {}
-    tags: Annotated[list[str], Field(max_length=MOST_TAGS)] = []
+    tags: list[str] = []
     build: list[dict[str, Any]] = []
-    schedules: list[Schedule] | None = None
+    schedules: list[dict[str, Any]] | None = None
     triggers: list[Trigger] | None = None
-    declared: dict[str, Any]
+    declared: dict[str, Any]  # all of it, as `prefect deploy` reads it
     _flow: Flow[..., Any] | None = PrivateAttr(None)
 
     @model_validator(mode="before")
@@ -205,16 +176,11 @@ class Definitions(BaseModel):
 
 
 class Manifest(BaseModel):
-    """All of `prefect.yaml` that this template reads, or a part.
+    """All of `prefect.yaml` that this template reads, or a part of it."""
 
-    Attributes:
-        name: The name of the project.
-        path: The file.
-        build: The steps of each deployment that has none of its own, as `push` and `pull` are.
-    """
-
-    name: str = ""
+    name: str = ""  # of the project
     path: Path
+    # The steps of each deployment that has none of its own.
     build: list[dict[str, Any]] | None = None
     push: list[dict[str, Any]] | None = None
     pull: list[dict[str, Any]] | None = None

@@ -5,7 +5,6 @@ import re
 import sys
 from pathlib import Path
 
-import prefect
 import pytest
 from prefect.events.schemas.automations import EventTrigger
 
@@ -104,8 +103,6 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
             "    work_pool: *local_parents\n    parameters: {tines: 1}\n  - {",
             "parameters.tines: Extra inputs are not permitted",
         ),
-        ("volumes: [", "volumes: [results, ", "volumes: 'results' must be `volume:/directory`"),
-        ("volumes: [", "volumes: [a:b, ", "volumes: 'a:b' must be `volume:/directory`"),
         (
             'volumes: ["',
             'volumes: "a:/b"  # ["',
@@ -129,7 +126,6 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
         ("&children children:", "&children kids?:", "'kids?' can't stand in a URL"),
         ('version: "1"', "version: 2", "deployments.0.version: Input should be a valid string"),
         ("description: C", "paused: maybe\n    x: C", "6.paused: Input should be a valid boolean"),
-        ("[*project, parent]", f"{[f't{n}' for n in range(95)]}", "should have at most 94 items"),
         ("tags: [*project]", "parameters: {at: 2024-01-01}", "2024-01-01 must be in quotes in"),
         (
             "networks: [",
@@ -195,14 +191,6 @@ OF_CHILDREN = "work_queue_name: *children\n      job_variables: "
             [BLOCK, (OF_CHILDREN + "*process", OF_CHILDREN + "{<<: *process, env: {A: b}}")],
             [
                 f"{child}/local: the child alone lacks PREFECT_DEFAULT_RESULT_STORAGE_BLOCK in "
-                for child in ("add-up", "measure")
-            ],
-        ),
-        (
-            CLONES,
-            [(OF_CHILDREN + "*process", OF_CHILDREN + "{<<: *process, env: {A: b}}")],
-            [
-                f"{child}/local: its runs start without prefect.toml, and lack PREFECT_RESULTS_PER"
                 for child in ("add-up", "measure")
             ],
         ),
@@ -424,24 +412,6 @@ def test_a_flow_whose_name_no_server_can_be_asked_for_is_told(tmp_path: Path) ->
     assert "a#1/local: the flow's name 'a#1' can't stand in a URL" in found
 
 
-def test_variadic_parameters_are_refused_where_the_server_does(tmp_path: Path) -> None:
-    source = """
-@flow
-def rest(*numbers: int) -> int: ...
-@flow
-def named(**named: int) -> int: ...
-@parent_flow
-async def mine() -> int:
-    await child(rest)(1)
-    await child(named)(a=1)
-"""
-    found = findings_of(tmp_path, source, "rest", "named", "mine")
-    told = ["takes *numbers: make it one parameter", "takes **named: make it one parameter"]
-    old = tuple(map(int, prefect.__version__.split(".")[:2])) < (3, 9)
-    assert len(found) == (2 if old else 0), found
-    assert all(part in each for part, each in zip(told, found, strict=False)), found
-
-
 @pytest.mark.parametrize(
     ("body", "accused"),
     [
@@ -543,8 +513,8 @@ def test_a_schedule_or_trigger_gives_every_parameter_a_value(
             "annotations can't be used: TypeError: mine: name 'Absent' is",
         ),
         ("def mine() -> Broken: ...", "annotations can't be used: RuntimeError: no schema at all"),
-        ("def mine(): yield 1", "a parent can't get its result: it is a generator: return a list"),
-        ("async def mine(): yield 1", "a parent can't get its result: it is a generator"),
+        ("def mine(): yield 1", "a parent can't get its result, since it is a generator: return a"),
+        ("async def mine(): yield 1", "a parent can't get its result, since it is a generator"),
         ("def mine() -> Broken | Absent: yield 1", "it is a generator"),
         ("def mine() -> object: ...", None),
         ("def mine() -> list[Frame]: ...", None),
