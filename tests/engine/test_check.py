@@ -305,6 +305,18 @@ def test_what_is_deployed_without_docker_needs_no_docker() -> None:
     assert not any("docker" in str(deployment.build) for deployment in local.deployments)
 
 
+def test_each_flow_is_imported_once(tmp_path: Path) -> None:
+    """By a part and the whole, whoever asks."""
+    source = f"open({str(tmp_path / 'imported')!r}, 'a').write('once ')\n"
+    assert findings_of(tmp_path, source, "step") == []
+    manifest = Manifest.load(tmp_path / "prefect.yaml")
+    part = manifest.named("local")
+    assert part.whole.deployments[0] is part.deployments[0]
+    assert list(check_manifest(part)) == list(check_manifest(manifest)) == []
+    assert part.deployments[0].full_name == "step/local"
+    assert (tmp_path / "imported").read_text() == "once once "  # for `findings_of`, and for us
+
+
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
