@@ -103,8 +103,8 @@ def deploy(*names: str, prune: bool = False, yes: bool = False) -> None:
         yes: Don't ask.
     """
     _require_url()
-    manifest = _load(names)
-    _refuse(check_manifest(ROOT / "prefect.yaml", *manifest.names))
+    manifest = _choose(Manifest.load(), names)
+    _refuse(check_manifest(manifest))
     sys.exit(asyncio.run(deploy_and_prune(manifest, progress, prune=prune, yes=yes)))
 
 
@@ -120,9 +120,10 @@ def check(*names: str, server: bool = False) -> None:
     """
     if server:
         _require_url()
-    _refuse(check_manifest())
+    manifest = Manifest.load()
+    _refuse(check_manifest(manifest))
     if server:
-        _refuse(asyncio.run(_check_server(_load(names))))
+        _refuse(asyncio.run(_check_server(_choose(manifest, names))))
     progress.print(f"prefect.yaml{', the server' if server else ''} and the flows agree.")
 
 
@@ -133,8 +134,9 @@ def up(*, server: bool = False) -> None:
     Args:
         server: Only the server, for workers on other machines; then `deploy` is up to you.
     """
-    _refuse(check_manifest())
-    stack.up(progress, server)
+    manifest = Manifest.load()
+    _refuse(check_manifest(manifest))
+    stack.up(manifest, progress, server)
 
 
 @app.command
@@ -176,9 +178,8 @@ def _read_status(outcome: Outcome, json: bool) -> int:
     return 0 if outcome.completed and not (json and outcome.problem) else 1
 
 
-def _load(names: tuple[str, ...]) -> Manifest:
-    """Read prefect.yaml: the deployments of these names, or those that need no Docker."""
-    manifest = Manifest.load()
+def _choose(manifest: Manifest, names: tuple[str, ...]) -> Manifest:
+    """Return the deployments of these names, or those that need no Docker."""
     return manifest.named(*names) if names else manifest.of_type("process")
 
 

@@ -1,35 +1,61 @@
-"""The block documents that prefect.yaml names: where results go, and the values of placeholders."""
+"""Where results go, and the block documents that prefect.yaml names."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
-from prefect.blocks.core import Block, UnknownBlockType
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.templating import apply_values, find_placeholders
 
-from deployments.check._containers import PLACE, STORAGE_BLOCK
 from deployments.project import Deployment, Manifest
 
+# Where results go, by either name of each setting (ResultsSettings).
+STORAGE_BLOCK = ("PREFECT_DEFAULT_RESULT_STORAGE_BLOCK", "PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK")
+STORAGE_PATH = ("PREFECT_LOCAL_STORAGE_PATH", "PREFECT_RESULTS_LOCAL_STORAGE_PATH")
+ENV = "work_pool.job_variables.env"
 PREFIX = "prefect.blocks."
 STEPS = ("build", "push", "pull")  # when these run, blocks are loaded; elsewhere, at the deploy
-SLUG = re.compile(r"[^/\s]+/[^/\s]+")
+
+
+def check_results(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
+    """Yield why results of a deployment in containers would be lost."""
+    pool = manifest.definitions.work_pools.get(deployment.work_pool.name)
+    if pool is None or pool.type == "process" or _read_env(deployment, STORAGE_BLOCK):
+        return
+    path = PurePosixPath(_read_env(deployment, STORAGE_PATH) or "")
+    volumes = [volume.split(":") for volume in deployment.work_pool.job_variables.volumes]
+    if not any(len(parts) > 1 and path.is_relative_to(parts[1]) for parts in volumes):
+        yield (
+            "its results would end with its container: set PREFECT_LOCAL_STORAGE_PATH to a "
+            f"directory in one of its volumes, or {STORAGE_BLOCK[0]}, in {ENV}"
+        )
+
+
+def check_results_of_child(parent: Deployment, child: Deployment) -> Iterator[str]:
+    """Yield why a parent might not reach the results of a child: only one has a block for them."""
+    own, childs = (bool(_read_env(deployment, STORAGE_BLOCK)) for deployment in (parent, child))
+    if own != childs:
+        whose = "the child" if own else "its parent"
+        yield (
+            f"{whose} alone lacks {STORAGE_BLOCK[0]} in {ENV}, which replaces that of an anchor: "
+            "to add to it, write `env.NAME: ...`"
+        )
+
+
+def _read_env(deployment: Deployment, names: tuple[str, ...]) -> Any:
+    env = deployment.work_pool.job_variables.env
+    return next((env[name] for name in names if env.get(name)), None)
 
 
 def check_blocks(deployment: Deployment) -> Iterator[str]:
     """Yield what a deployment names as a block, and can't be one."""
-    for place, slug in _find_storages(deployment):
-        if not SLUG.fullmatch(slug):
-            yield f"{place}: {slug!r} must be `block-type/block-name`"
-    for place, name in find_placeholder_places(deployment.declared):
-        if not name.startswith(PREFIX):
-            continue
+    for place, name in _find_blocks(deployment):
         if not _slug(name):
-            yield f"{place}: {name} must be `{PREFIX}block-type.block-name`"
+            form = f"{PREFIX}block-type.block-name" if PREFIX in name else "block-type/block-name"
+            yield f"{place}: {name} must be `{form}`"
         elif name.startswith(f"{PREFIX}secret.") and place.split(".")[0] not in STEPS:
             yield (
                 f"{place}: {name} would be there for everybody to read: let the flow load it "
@@ -37,75 +63,50 @@ def check_blocks(deployment: Deployment) -> Iterator[str]:
             )
 
 
-async def check_blocks_of_server(
-    client: PrefectClient, manifest: Manifest, deployments: Mapping[str, Deployment]
-) -> AsyncIterator[str]:
-    """Yield one line for each block that the server lacks, or that this Python can't load.
-
-    Args:
-        client: The client of the server.
-        manifest: Whose steps are those of deployments that have none of their own.
-        deployments: Of the manifest, by their full names.
-    """
+async def check_blocks_of_server(client: PrefectClient, manifest: Manifest) -> AsyncIterator[str]:
+    """Yield one line for each block that the server lacks."""
     places: dict[str, str] = {}  # the first of each block
-    storages = set()
-    shared = {kind: getattr(manifest, kind) for kind in STEPS}
-    for name, deployment in deployments.items():
-        for place, slug in _find_storages(deployment):
-            if SLUG.fullmatch(slug):
-                places.setdefault(slug, f"{name}: {place}")
-                storages.add(slug)
-        steps = {kind: shared[kind] for kind in shared if kind not in deployment.declared}
-        for owner, declared in ((f"{name}: ", deployment.declared), ("", steps)):
-            for place, placeholder in find_placeholder_places(declared):
-                block = _slug(placeholder) if placeholder.startswith(PREFIX) else None
-                if block:
-                    places.setdefault(block, f"{owner}{place}")
+    for deployment in manifest.deployments:
+        for place, name in _find_blocks(deployment):
+            if slug := _slug(name):
+                places.setdefault(slug, f"{deployment.full_name}: {place}")
     for slug, place in places.items():
-        problem = await _check_block(client, slug, loaded=slug in storages)
-        if problem:
-            yield f"{manifest.path.name}: {place}: block {slug} {problem}"
-
-
-async def _check_block(client: PrefectClient, slug: str, *, loaded: bool) -> str | None:
-    kind, name = slug.split("/")
-    try:
-        document = await client.read_block_document_by_name(name, kind, include_secrets=False)
-    except ObjectNotFound:
-        return f"is not on {client.api_url}: save it: see docker/README.md"
-    if loaded and document.block_schema:  # a placeholder takes the data alone
+        kind, name = slug.split("/")
         try:
-            Block.get_block_class_from_schema(document.block_schema)
-        except UnknownBlockType:
-            return (
-                f"can't be loaded by this Python, which has no package with {kind}: add that to "
-                "pyproject.toml, and `make lock`"
+            await client.read_block_document_by_name(name, kind, include_secrets=False)
+        except ObjectNotFound:
+            yield (
+                f"{manifest.path.name}: {place}: block {slug} is not on {client.api_url}: save it: "
+                "see docker/README.md"
             )
-    return None
 
 
-def _find_storages(deployment: Deployment) -> Iterator[tuple[str, str]]:
-    """Yield the place and the value of each block that is to hold results."""
+def _find_blocks(deployment: Deployment) -> Iterator[tuple[str, str]]:
+    """Yield the place of each block, and its name there: of one for results, or a placeholder."""
     for variable in STORAGE_BLOCK:
         declared = deployment.work_pool.job_variables.env.get(variable)
-        value: Any = apply_values(declared, dict(os.environ), remove_notset=False)
-        if value and "{{" not in str(value):
-            yield f"{PLACE}.env.{variable}", str(value)
+        value: Any = apply_values(declared, {}, remove_notset=False)
+        if isinstance(value, str) and value and "{{" not in value:
+            yield f"{ENV}.{variable}", value
+    for place, name in find_placeholders_in(deployment.declared):
+        if name.startswith(PREFIX):
+            yield place, name
 
 
-def find_placeholder_places(declared: Any, place: str = "") -> Iterator[tuple[str, str]]:
+def find_placeholders_in(declared: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """Yield the place and the name of each placeholder."""
     if isinstance(declared, str):
-        yield from (
-            (place, name) for name in sorted(each.name for each in find_placeholders(declared))
-        )
+        for name in sorted(placeholder.name for placeholder in find_placeholders(declared)):
+            yield place, name
     elif isinstance(declared, (dict, list)):
         parts = declared.items() if isinstance(declared, dict) else enumerate(declared)
         for key, value in parts:
-            yield from find_placeholder_places(value, f"{place}.{key}" if place else str(key))
+            yield from find_placeholders_in(value, f"{place}.{key}" if place else str(key))
 
 
-def _slug(placeholder: str) -> str | None:
-    """Return the block of a placeholder: `block-type/block-name`."""
-    parts = placeholder.removeprefix(PREFIX).split(".")
-    return "/".join(parts[:2]) if len(parts) > 1 and all(parts[:2]) else None
+def _slug(name: str) -> str | None:
+    """Return a block's `block-type/block-name`, if its name has the form of one."""
+    inner = name.removeprefix(PREFIX)
+    # Of a placeholder, the rest is a part of its data.
+    parts = name.split("/") if inner == name else inner.split(".")[:2]
+    return "/".join(parts) if len(parts) == 2 and all(parts) else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import os
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,8 @@ class ChildCall:
     Attributes:
         place: `file:line`.
         in_parent: Whether a parent flow runs when it is made.
-        target: The child: a flow, or `flow-name/deployment-name`; None where only a run can tell.
-        deployment: The child's `flow-name/deployment-name`; None where only a run can tell.
+        target: The child: a flow, or its full name; None where only a run can tell.
+        name: The full name of the child's deployment; None where only a run can tell.
         arguments: The call of the child with its parameters, or None where it is made elsewhere.
         dropped: Whether what is to be awaited is a statement of its own, so that nobody does.
     """
@@ -38,7 +38,7 @@ class ChildCall:
     place: str
     in_parent: bool
     target: Flow[..., Any] | str | None
-    deployment: str | None
+    name: str | None
     arguments: ast.Call | None
     dropped: bool
 
@@ -56,7 +56,7 @@ def find_child_calls(flow: Flow[..., Any], deployment_name: str) -> Iterator[Chi
 
     Args:
         flow: The flow.
-        deployment_name: As which it runs; that of its children, where they name none.
+        deployment_name: The name of its deployment; of those of its children, where they name none.
     """
     yield from _find(flow, deployment_name, in_parent=False, seen=set())
 
@@ -70,21 +70,21 @@ def _find(
     if not isinstance(function, FunctionType) or (function.__code__, in_parent) in seen:
         return
     seen.add((function.__code__, in_parent))
-    path = Path(function.__code__.co_filename)
-    body = _functions(path).get((function.__code__.co_name, function.__code__.co_firstlineno), [])
-    nodes = [node for statement in body for node in ast.walk(statement)]
+    nodes = [node for statement in _read_body(function) for node in ast.walk(statement)]
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     dropped = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     arguments = {id(_callee(call)): call for call in calls}
-    names = _names(function)
+    # What a function binds itself hides the globals.
+    hidden = _bound(function.__code__)
+    names = {name: value for name, value in function.__globals__.items() if name not in hidden}
     for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
         value = _value(call.func, names)
         if value is child:
-            place = f"{os.path.relpath(path, ROOT)}:{call.lineno}"
-            target, deployment = _read(call, names, deployment_name)
+            place = f"{os.path.relpath(function.__code__.co_filename, ROOT)}:{call.lineno}"
+            target, name = _read_target(call, names, deployment_name)
             made = arguments.get(id(call))
             alone = id(made or call) in dropped
-            yield ChildCall(place, in_parent, target, deployment, made, alone)
+            yield ChildCall(place, in_parent, target, name, made, alone)
         elif isinstance(value, Flow | Task | FunctionType):
             yield from _find(value, deployment_name, in_parent=in_parent, seen=seen)
 
@@ -96,10 +96,10 @@ def _callee(call: ast.Call) -> ast.expr:
     return call.func
 
 
-def _read(
+def _read_target(
     call: ast.Call, names: dict[str, Any], deployment_name: str
 ) -> tuple[Flow[..., Any] | str | None, str | None]:
-    """Return the target of a call of `child`, and the name of its deployment."""
+    """Return the target of a call of `child`, and the full name of its deployment."""
     options = {keyword.arg: keyword.value for keyword in call.keywords}
     given = call.args[0] if call.args else options.get("target")
     target = _value(given, names)
@@ -127,29 +127,19 @@ def _value(node: ast.expr | None, names: dict[str, Any]) -> Any:
     return UNKNOWN
 
 
-def _names(function: FunctionType) -> dict[str, Any]:
-    """Return the globals that a function sees: those that it binds itself hide them."""
-    hidden = _bound(function.__code__)
-    return {name: value for name, value in function.__globals__.items() if name not in hidden}
-
-
 def _bound(code: CodeType) -> set[str]:
-    inner = (each for each in code.co_consts if isinstance(each, CodeType))
     bound = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
-    return bound.union(*(_bound(each) for each in inner))
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return bound.union(*map(_bound, inner))
 
 
-@functools.lru_cache(maxsize=256)
-def _functions(path: Path) -> dict[tuple[str, int], list[ast.stmt]]:
-    """Return the bodies of a file's functions, by name and first line, as code objects have it."""
-    if is_installed(path):
-        return {}
+def _read_body(function: FunctionType) -> list[ast.stmt]:
+    """Return the statements of a function, with the line numbers of its file."""
+    if is_installed(Path(function.__code__.co_filename)):
+        return []
     try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):  # made at run time
-        return {}
-    return {
-        (node.name, min(each.lineno for each in (node, *node.decorator_list))): node.body
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    except (OSError, SyntaxError, ValueError):  # made at run time, or a lambda
+        return []
+    ast.increment_lineno(definition, function.__code__.co_firstlineno - 1)
+    return definition.body if isinstance(definition, ast.AsyncFunctionDef | ast.FunctionDef) else []

@@ -6,131 +6,114 @@ import ast
 import inspect
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
 from prefect.flows import Flow
 from prefect.settings import get_current_settings
 from prefect.utilities.templating import find_placeholders
 from pydantic import ValidationError
 
-from deployments.check._blocks import check_blocks
+from deployments.check._blocks import (
+    check_blocks,
+    check_results,
+    check_results_of_child,
+    find_placeholders_in,
+)
 from deployments.check._calls import ChildCall, find_child_calls
-from deployments.check._containers import check_job_variables, check_results
-from deployments.check._notice import Flows, check_automations, check_noticed, check_pools
-from deployments.check._outputs import check_outputs
-from deployments.check._returns import check_return
+from deployments.check._notice import check_noticed
 from deployments.parent import is_parent
-from deployments.project import ROOT, Deployment, Manifest, check_name, first_problem
-from deployments.values import find_refused, validate_some
-
-VARIABLE = re.compile(r"{{\s*\$(\w+)\s*}}")
+from deployments.project import Deployment, Manifest, check_name, first_problem
+from deployments.values import Returns, find_refused, validate_some
 
 
-def check_manifest(path: Path = ROOT / "prefect.yaml", *names: str) -> Iterator[str]:
+def check_manifest(manifest: Manifest) -> Iterator[str]:
     """Yield one line for each thing that is wrong, with what to do.
 
-    Args:
-        path: Of the file.
-        names: Of the deployments to look at; by default, all.
+    Of a part of prefect.yaml, it tells of its deployments, in the light of the whole.
     """
-    # What several deployments share is found with each of them.
-    yield from dict.fromkeys(_check_manifest(path, names))
+    # What several deployments share is found with each of them. Users' errors may have many lines.
+    yield from dict.fromkeys(" ".join(finding.split()) for finding in _check_manifest(manifest))
 
 
-def find_unset_variables(path: Path = ROOT / "prefect.yaml") -> Iterator[str]:
-    """Yield one line for each `{{ $VARIABLE }}` of which Prefect would make an empty string."""
-    for variable in sorted(set(VARIABLE.findall(path.read_text(encoding="utf-8")))):
-        if variable not in os.environ:
-            yield f"{path.name}: ${variable} is not set, and would become empty: set it in .env"
+def _check_manifest(manifest: Manifest) -> Iterator[str]:
+    from prefect.cli.deploy._models import PrefectYamlModel  # slow: with all of Prefect's commands
 
-
-def _check_manifest(path: Path, names: tuple[str, ...]) -> Iterator[str]:
-    try:
-        manifest = Manifest.load(path)
-        _require_model(path)
-    except ValueError as error:
-        yield str(error)
+    whole, file = manifest.whole, manifest.path.name
+    try:  # `prefect deploy` skips all of a file that it can't read
+        PrefectYamlModel(deployments=[deployment.declared for deployment in whole.deployments])
+    except ValidationError as error:
+        yield f"{manifest.path}: {first_problem(error)}"
         return
-    yield from find_unset_variables(path)
-    flows: dict[str, tuple[Deployment, Flow[..., Any]]] = {}
-    for deployment in manifest.deployments:
+    for automation in whole.definitions.automations:
+        if whole.name and not automation.name.startswith(f"{whole.name}: "):
+            yield (
+                f"{file}: definitions.automations: {automation.name!r} must begin with the name of "
+                f"the project, '{whole.name}: ', or another project's could replace it"
+            )
+    deployments: dict[str, Deployment] = {}
+    for deployment in whole.deployments:
         try:
-            flow = deployment.load_flow()
+            name = deployment.full_name
         except ValueError as error:
-            if not names or deployment.name in names:
-                yield f"{path.name}: {error}"
+            if deployment in manifest.deployments:
+                yield f"{file}: {error}"
             continue
-        name = f"{flow.name}/{deployment.name}"
-        if name in flows:
-            yield f"{path.name}: {name} is declared twice: give one of them another name"
-        flows[name] = (deployment, flow)
-    for findings in (check_pools(manifest.definitions, flows), check_automations(manifest)):
-        yield from (f"{path.name}: {finding}" for finding in findings)
-    calls = {name: list(find_child_calls(flow, of.name)) for name, (of, flow) in flows.items()}
-    called = {call.deployment for each in calls.values() for call in each}
-    for name, (deployment, flow) in flows.items():
-        if names and deployment.name not in names:
+        if name in deployments:
+            yield f"{file}: {name} is declared twice: give one of them another name"
+        deployments[name] = deployment
+    calls = {
+        name: list(find_child_calls(deployment.load_flow(), deployment.name))
+        for name, deployment in deployments.items()
+    }
+    called = {call.name for of_one in calls.values() for call in of_one}
+    for name, deployment in deployments.items():
+        if deployment not in manifest.deployments:
             continue
+        for _, placeholder in find_placeholders_in(deployment.declared):
+            if placeholder.startswith("$") and placeholder[1:] not in os.environ:
+                yield f"{file}: {placeholder} is not set, and would become empty: set it in .env"
         for findings in (
-            _check_flow(deployment, flow, result_is_read=name in called or not is_parent(flow)),
-            check_noticed(manifest.definitions, flows, name),
-            _check_queue(manifest, deployment),
+            _check_flow(deployment, name in called or not is_parent(deployment.load_flow())),
+            check_noticed(whole, deployments, name),
+            _check_queue(whole, deployment),
             check_blocks(deployment),
-            check_outputs(manifest, deployment),
-            check_job_variables(manifest, deployment),
+            check_results(whole, deployment),
         ):
-            yield from (f"{path.name}: {name}: {finding}" for finding in findings)
+            yield from (f"{file}: {name}: {finding}" for finding in findings)
         for call in calls[name]:
-            for finding in _check_call(manifest, flows, name, call):
+            for finding in _check_call(whole, deployments, deployment, call):
                 yield f"{call.place}: {finding}"
 
 
-def _require_model(path: Path) -> None:
-    """Ask Prefect whether it can read a file: `prefect deploy` skips all of one that it can't.
-
-    Raises:
-        ValueError: It can't; in one line, with the place.
-    """
-    from prefect.cli.deploy._models import PrefectYamlModel  # slow: with all of Prefect's commands
-
-    try:
-        PrefectYamlModel.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        raise ValueError(f"{path}: {first_problem(error)}") from error
-
-
-def _check_flow(
-    deployment: Deployment, flow: Flow[..., Any], result_is_read: bool
-) -> Iterator[str]:
+def _check_flow(deployment: Deployment, result_is_read: bool) -> Iterator[str]:
+    flow = deployment.load_flow()
     try:
         check_name(flow.name)
     except ValueError as error:
         yield f"the flow's name {error}"
-    persists = flow.persist_result
-    if persists is None:
-        persists = get_current_settings().results.persist_by_default
-    if result_is_read and not persists:
+    default = get_current_settings().results.persist_by_default
+    if result_is_read and not (default if flow.persist_result is None else flow.persist_result):
         yield (
             "a parent can't read its result, since it is not persisted: remove "
             "persist_result=False, or set results.persist_by_default in prefect.toml"
         )
+    if result_is_read and flow.isgenerator:
+        yield "a parent can't get its result, since it is a generator: return a list"
     try:
-        yield from _check_parameters(deployment, flow)
+        yield from _check_parameters(flow, deployment)
         if result_is_read:
-            yield from check_return(flow)
-    except TypeError as error:  # an annotation can't be resolved
-        yield str(error)
+            Returns[Any].of(flow)
+    except Exception as error:  # noqa: BLE001 - a type of the user's may raise anything
+        yield f"its annotations can't be used: {type(error).__name__}: {error}"
 
 
-def _check_parameters(deployment: Deployment, flow: Flow[..., Any]) -> Iterator[str]:
+def _check_parameters(flow: Flow[..., Any], deployment: Deployment) -> Iterator[str]:
     yield from _check_values(flow, "parameters", deployment.parameters)
     starts = {}  # what starts runs without anybody who could give a value
     for number, schedule in enumerate(deployment.schedules or []):
-        starts[f"schedules.{number}"] = schedule.parameters
-        yield from _check_values(flow, f"schedules.{number}.parameters", schedule.parameters)
+        starts[f"schedules.{number}"] = given = schedule.get("parameters", {})
+        yield from _check_values(flow, f"schedules.{number}.parameters", given)
     for number, trigger in enumerate(deployment.triggers or []):
         starts[f"triggers.{number}"] = trigger.parameters or {}  # templates, of any value
     for place, parameters in starts.items():
@@ -172,30 +155,30 @@ def _check_queue(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
         )
 
 
-def _check_call(manifest: Manifest, flows: Flows, parent: str, call: ChildCall) -> Iterator[str]:
-    deployment, caller = flows[parent]
+def _check_call(
+    manifest: Manifest, deployments: Mapping[str, Deployment], caller: Deployment, call: ChildCall
+) -> Iterator[str]:
     if not call.in_parent:
-        yield f"{caller.name} calls a child, and is no parent: make it a @parent_flow"
+        flow_name = caller.load_flow().name
+        yield f"{flow_name} calls a child, and is no parent: make it a @parent_flow"
     if call.dropped:
         yield "this child never runs, since nobody awaits it: write `await` before it"
-    name, target = call.deployment, call.target
+    name, target = call.name, call.target
     if isinstance(target, str) and not re.fullmatch("[^/]+/[^/]+", target):
         yield f"calls {target!r}: the name must be 'flow-name/deployment-name'"
         return
-    child, declared = flows.get(name or "", (None, None))
-    flow = target if isinstance(target, Flow) else declared
+    child = deployments.get(name or "")
+    flow = target if isinstance(target, Flow) else child.load_flow() if child else None
     added = child.parameters if child and isinstance(target, str) else {}
     for problem in _check_arguments(flow, call, added):
         yield f"{name or (flow and flow.name)}: {problem}"
-    if name is None:
-        return
     if child is None:
-        if isinstance(target, Flow):  # by name, it may be of another repository
+        if name and isinstance(target, Flow):  # by name, it may be of another repository
             yield f"calls {name}, which is not declared: add it to prefect.yaml"
         return
-    for problem in check_results(deployment, child):
+    for problem in check_results_of_child(caller, child):
         yield f"{name}: {problem}"
-    ours, theirs = deployment.work_pool, child.work_pool
+    ours, theirs = caller.work_pool, child.work_pool
     pool = manifest.definitions.work_pools.get(ours.name)
     queue = pool.queues.get(ours.work_queue_name) if pool else None
     shared = (ours.name, ours.work_queue_name) == (theirs.name, theirs.work_queue_name)
@@ -210,29 +193,15 @@ def _check_call(manifest: Manifest, flows: Flows, parent: str, call: ChildCall) 
 def _check_arguments(
     flow: Flow[..., Any] | None, call: ChildCall, added: dict[str, Any]
 ) -> Iterator[str]:
-    """Yield why a call does not fit its child, where that is plain.
-
-    Args:
-        flow: The child's, if it is known.
-        call: The call.
-        added: The parameters that the child's deployment adds to those of a call by name.
-    """
-    args = call.arguments.args if call.arguments else []
-    if isinstance(call.target, str) and any(not isinstance(each, ast.Starred) for each in args):
+    """Yield why a call does not fit a child's flow, whose deployment adds some parameters."""
+    if call.arguments is None:
+        return
+    args, names = call.arguments.args, [keyword.arg for keyword in call.arguments.keywords]
+    starred = [isinstance(arg, ast.Starred) for arg in args]
+    if isinstance(call.target, str) and not all(starred):
         yield "a child called by name takes keywords only"
-        return
-    if flow is None:
-        return
-    for parameter in find_refused(flow):
-        taken = parameter.replace(annotation=parameter.empty)
-        yield (
-            f"this Prefect refuses runs of a flow that takes {taken}: make it one parameter, a "
-            "list or a dict"
-        )
-    names = [keyword.arg for keyword in call.arguments.keywords] if call.arguments else [None]
-    if None in names or any(isinstance(each, ast.Starred) for each in args):
-        return  # only a run can tell
-    try:
-        inspect.signature(flow.fn).bind(*args, **(dict.fromkeys(map(str, names)) | added))
-    except TypeError as error:
-        yield str(error)
+    elif flow and not any(starred) and None not in names:  # else only a run can tell
+        try:
+            inspect.signature(flow.fn).bind(*args, **(dict.fromkeys(map(str, names)) | added))
+        except TypeError as error:
+            yield str(error)

@@ -91,7 +91,7 @@ async def find_leftovers(client: PrefectClient, manifest: Manifest) -> list[Left
     Raises:
         ValueError: A flow can't be imported.
     """
-    whole = Manifest.load(manifest.path)
+    whole = manifest.whole
     if not whole.name:
         return []
     found, mark, pools = [], mark_of(whole.name), whole.definitions.work_pools

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import sysconfig
@@ -9,60 +10,64 @@ import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import yaml
 from prefect.automations import AutomationCore
 from prefect.events import ResourceSpecification
 from prefect.exceptions import ScriptError
 from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.types import Name
+from prefect.utilities.templating import find_placeholders
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
 from yaml.constructor import ConstructorError
 
-from deployments.project._names import ServerName
-
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
-# An event has room for 100 related resources (`maximum_related_resources`). Up to six are the flow,
-# the deployment, the queue, the pool, the task run and who made the run; with more, runs get a 500.
-MOST_TAGS = 94
+
+
+def check_name(name: str) -> str:
+    """Return a name that Prefect's client, which does not quote, can put into a URL.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if find_placeholders(name):
+        raise ValueError(f"{name!r} is a template, which is not resolved when this is looked up")
+    with contextlib.suppress(httpx.InvalidURL):
+        if httpx.URL(f"http://server/{name}").path == f"/{name}":
+            return name
+    raise ValueError(f"{name!r} can't stand in a URL: leave out signs such as # and ?")
+
+
+ServerName = Annotated[Name, AfterValidator(check_name)]
 
 
 class WorkQueue(BaseModel):
-    """A queue of a work pool.
-
-    Attributes:
-        concurrency_limit: How many of its runs may be under way at once; None is no limit.
-    """
+    """A queue of a work pool."""
 
     model_config = ConfigDict(extra="forbid")
     concurrency_limit: int | None = None
 
 
 class WorkPool(BaseModel):
-    """A work pool, as `definitions.work_pools` declares it.
-
-    Attributes:
-        base_job_template: What is other there than in Prefect's own; nothing leaves it alone.
-    """
+    """A work pool, as `definitions.work_pools` declares it."""
 
     model_config = ConfigDict(extra="forbid")
     type: str
-    base_job_template: dict[str, Any] = {}
+    base_job_template: dict[str, Any] = {}  # laid over Prefect's own
     queues: dict[ServerName, WorkQueue]
 
 
 class JobVariables(BaseModel):
-    """The job variables of a deployment, as far as they are read here.
-
-    Attributes:
-        env: The environment, also that of `env.NAME`, which a worker puts there.
-    """
+    """The job variables of a deployment, as far as they are read here."""
 
     model_config = ConfigDict(extra="allow")
     env: Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})] = {}
@@ -71,13 +76,14 @@ class JobVariables(BaseModel):
 
     @model_validator(mode="after")
     def _add_dotted(self) -> JobVariables:
+        """Add those of `env.NAME`, as a worker does."""
         given = self.model_extra or {}
         dotted = {name[4:]: value for name, value in given.items() if name.startswith("env.")}
         self.env = dotted | self.env
         return self
 
 
-class WorkPoolOf(BaseModel):
+class DeploymentWorkPool(BaseModel):
     """The `work_pool` of a deployment."""
 
     name: str
@@ -85,59 +91,52 @@ class WorkPoolOf(BaseModel):
     job_variables: JobVariables = JobVariables()
 
 
-class Schedule(BaseModel):
-    """A schedule of a deployment."""
-
-    parameters: dict[str, Any] = {}
-
-
 class Trigger(BaseModel):
-    """A trigger of a deployment or an automation.
-
-    Attributes:
-        expect: The events that it waits for.
-        match_related: What such an event must be related to; each by one of its resources.
-        parameters: Of the run that it starts.
-        triggers: Its parts, where it is made of several.
-    """
+    """A trigger of a deployment or an automation, as far as it is read here."""
 
     expect: set[str] = set()
     match_related: Annotated[
         list[ResourceSpecification],
         BeforeValidator(lambda given: given if isinstance(given, list) else [given or {}]),
     ] = []
-    parameters: dict[str, Any] | None = None
-    triggers: list[Trigger] = []
+    parameters: dict[str, Any] | None = None  # of the run that it starts
 
 
 class Deployment(BaseModel):
-    """A deployment, as `deployments` declares it.
-
-    Attributes:
-        declared: All of it, as `prefect deploy` reads it.
-    """
+    """A deployment, as `deployments` declares it."""
 
     name: ServerName
     entrypoint: str
-    work_pool: WorkPoolOf
+    work_pool: DeploymentWorkPool
     parameters: dict[str, Any] = {}
-    tags: Annotated[list[str], Field(max_length=MOST_TAGS)] = []
+    tags: list[str] = []
     build: list[dict[str, Any]] = []
-    schedules: list[Schedule] | None = None
+    schedules: list[dict[str, Any]] | None = None
     triggers: list[Trigger] | None = None
-    declared: dict[str, Any]
+    declared: dict[str, Any]  # all of it, as `prefect deploy` reads it
+    _flow: Flow[..., Any] | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
     def _keep_what_is_declared(cls, given: Any) -> Any:
         return {**given, "declared": given} if isinstance(given, dict) else given
 
+    @property
+    def full_name(self) -> str:
+        """Its `flow-name/deployment-name`, for which the flow is imported."""
+        return f"{self.load_flow().name}/{self.name}"
+
     def load_flow(self) -> Flow[..., Any]:
-        """Import the flow.
+        """Import the flow, once.
 
         Raises:
             ValueError: It can't be imported; in one line, with the place.
         """
+        if self._flow is None:
+            self._flow = self._import_flow()
+        return self._flow
+
+    def _import_flow(self) -> Flow[..., Any]:
         # Prefect leaves the file's directory there, where a `docker.py` would hide the package.
         path = sys.path.copy()
         try:
@@ -166,7 +165,7 @@ def _place(error: Exception) -> str:
 
 def is_installed(path: Path) -> bool:
     """Tell whether a file is Python's own or of a package."""
-    return any(path.is_relative_to(each) for each in INSTALLED)
+    return any(path.is_relative_to(directory) for directory in INSTALLED)
 
 
 class Definitions(BaseModel):
@@ -177,23 +176,25 @@ class Definitions(BaseModel):
 
 
 class Manifest(BaseModel):
-    """All of `prefect.yaml` that this template reads.
+    """All of `prefect.yaml` that this template reads, or a part of it."""
 
-    Attributes:
-        name: Of the project.
-        path: Of the file.
-        build: The steps of each deployment that has none of its own; as are the next two.
-        push: The same.
-        pull: The same.
-    """
-
-    name: str = ""
+    name: str = ""  # of the project
     path: Path
+    # The steps of each deployment that has none of its own.
     build: list[dict[str, Any]] | None = None
     push: list[dict[str, Any]] | None = None
     pull: list[dict[str, Any]] | None = None
     definitions: Definitions
     deployments: list[Deployment]
+    _whole: Manifest | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _share_steps(self) -> Manifest:
+        """Give deployments without steps of their own those of all, as `prefect deploy` does."""
+        shared = self.model_dump(include={"build", "push", "pull"}, exclude_unset=True)
+        for deployment in self.deployments:
+            deployment.declared = shared | deployment.declared
+        return self
 
     @classmethod
     def load(cls, path: Path = ROOT / "prefect.yaml") -> Manifest:
@@ -216,13 +217,12 @@ class Manifest(BaseModel):
         Raises:
             ValueError: There is none of one of the names.
         """
-        there = {deployment.name for deployment in self.deployments}
-        if unknown := sorted(set(names) - there):
+        if unknown := sorted(set(names).difference(self.names)):
             raise ValueError(
                 f"prefect.yaml has no deployment named {', '.join(unknown)}, only "
-                f"{', '.join(sorted(there))}"
+                f"{', '.join(sorted(self.names))}"
             )
-        return self._part([each for each in self.deployments if each.name in names])
+        return self._part([chosen for chosen in self.deployments if chosen.name in names])
 
     def of_type(self, pool_type: str) -> Manifest:
         """Return the part that deployments in work pools of a type are and need.
@@ -231,8 +231,8 @@ class Manifest(BaseModel):
             ValueError: There is none.
         """
         pools = self.definitions.work_pools
-        named = {name for name, pool in pools.items() if pool.type == pool_type}
-        chosen = [each for each in self.deployments if each.work_pool.name in named]
+        of_type = {name for name, pool in pools.items() if pool.type == pool_type}
+        chosen = [found for found in self.deployments if found.work_pool.name in of_type]
         if not chosen:
             raise ValueError(f"prefect.yaml has no deployment in a work pool of type {pool_type}")
         return self._part(chosen)
@@ -243,11 +243,18 @@ class Manifest(BaseModel):
         definitions = self.definitions.model_copy(
             update={"work_pools": {name: pools[name] for name in pools if name in used}}
         )
-        return self.model_copy(update={"definitions": definitions, "deployments": chosen})
+        part = self.model_copy(update={"definitions": definitions, "deployments": chosen})
+        part._whole = self.whole
+        return part
+
+    @property
+    def whole(self) -> Manifest:
+        """All of the file, of which this may be a part."""
+        return self._whole or self
 
     @property
     def names(self) -> list[str]:
-        """Of the deployments, each once."""
+        """The names of the deployments, each once."""
         return list(dict.fromkeys(deployment.name for deployment in self.deployments))
 
 

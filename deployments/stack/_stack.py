@@ -22,7 +22,7 @@ SOCKET = Path("/var/run/docker.sock")
 LABEL = "io.prefect.flow-run-id"  # of what a Docker worker starts (DockerWorkerJobConfiguration)
 
 
-def up(console: Console, server: bool) -> None:
+def up(manifest: Manifest, console: Console, server: bool) -> None:
     """Build the image, start the stack, and deploy prefect.yaml to it.
 
     With `server`, start the server and what it needs alone, no workers, and deploy nothing.
@@ -32,7 +32,6 @@ def up(console: Console, server: bool) -> None:
         RuntimeError: The image can't be built.
         ValueError: prefect.yaml, or a variable of .env, can't be read.
     """
-    manifest = Manifest.load()
     processes, containers = manifest.of_type("process"), manifest.of_type("docker")
     variables = read_variables(manifest.name)
     # Not SERVER_URL: what listens there may need these servers first.

@@ -1,8 +1,10 @@
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,15 @@ def copy_repository(copy: Path, *without: str) -> Path:
 
 def replace(file: Path, old: str, new: str) -> None:
     file.write_text(file.read_text().replace(old, new))
+
+
+def run_in_clones(manifest: str) -> str:
+    """Let the deployments named `local` of a manifest run in clones, as docker/README.md says."""
+    readme = (ROOT / "docker" / "README.md").read_text()
+    (block,) = re.findall(r"```yaml\n( +local:\n.*?)```", readme, re.DOTALL)
+    found = re.search(r"^  local:\n(   .*\n)+", manifest, re.MULTILINE)
+    assert found
+    return manifest.replace(found[0], textwrap.indent(textwrap.dedent(block), "  "))
 
 
 def run_command(

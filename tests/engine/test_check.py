@@ -4,19 +4,14 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
-import prefect
 import pytest
-from prefect import flow
 from prefect.events.schemas.automations import EventTrigger
-from prefect.serializers import PickleSerializer
 
 from deployments.check import check_manifest
 from deployments.check._calls import find_child_calls
-from deployments.check._returns import check_return
 from deployments.project import ROOT, Manifest
-from tests.engine.conftest import MANIFEST, run_command
+from tests.engine.conftest import MANIFEST, run_command, run_in_clones
 from tests.engine.words import measure_all
 
 HEADER = """\
@@ -33,14 +28,22 @@ def step(number: int) -> int: ...
 DECLARED = MANIFEST.read_text()
 
 
-def findings(tmp_path: Path, *edits: tuple[str, str]) -> list[str]:
-    text = DECLARED
+def findings(tmp_path: Path, *edits: tuple[str, str], declared: str = DECLARED) -> list[str]:
+    text = declared
     for old, new in edits:
         assert old in text, old
         text = text.replace(old, new)
     path = tmp_path / "prefect.yaml"
     path.write_text(text)
-    return list(check_manifest(path))
+    return check(path)
+
+
+def check(path: Path) -> list[str]:
+    """Return what `check` prints."""
+    try:
+        return list(check_manifest(Manifest.load(path)))
+    except ValueError as error:
+        return [str(error)]
 
 
 def findings_of(tmp_path: Path, source: str, *names: str, **more: str) -> list[str]:
@@ -54,17 +57,17 @@ def findings_of(tmp_path: Path, source: str, *names: str, **more: str) -> list[s
         lines += [f"  entrypoint: {module}:{name}", *([f"  {more[name]}"] if name in more else [])]
     path = tmp_path / "prefect.yaml"
     path.write_text("\n".join(lines))
-    found = list(check_manifest(path))
+    found = check(path)
     assert all(re.match(r"\S*(prefect\.yaml|\.py:\d+): .+$", line) for line in found), found
     return found
 
 
 def test_a_manifest_and_code_that_agree() -> None:
-    assert list(check_manifest(MANIFEST)) == []
+    assert check(MANIFEST) == []
 
 
 def test_every_child_that_the_parent_calls_is_found() -> None:
-    assert [call.deployment for call in find_child_calls(measure_all, "moon")] == [
+    assert [call.name for call in find_child_calls(measure_all, "moon")] == [
         "measure/moon",
         "add-up/moon",
     ]
@@ -100,8 +103,6 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
             "    work_pool: *local_parents\n    parameters: {tines: 1}\n  - {",
             "parameters.tines: Extra inputs are not permitted",
         ),
-        ("volumes: [", "volumes: [results, ", "volumes: 'results' must be `volume:/directory`"),
-        ("volumes: [", "volumes: [a:b, ", "volumes: 'a:b' must be `volume:/directory`"),
         (
             'volumes: ["',
             'volumes: "a:/b"  # ["',
@@ -125,7 +126,6 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
         ("&children children:", "&children kids?:", "'kids?' can't stand in a URL"),
         ('version: "1"', "version: 2", "deployments.0.version: Input should be a valid string"),
         ("description: C", "paused: maybe\n    x: C", "6.paused: Input should be a valid boolean"),
-        ("[*project, parent]", f"{[f't{n}' for n in range(95)]}", "should have at most 94 items"),
         ("tags: [*project]", "parameters: {at: 2024-01-01}", "2024-01-01 must be in quotes in"),
         (
             "networks: [",
@@ -145,7 +145,8 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
         (
             "prefect.resource.name: *docker_pool}",
             "prefect.resource.name: moon}",
-            "cancel-orphans/local, cancel-orphans/docker: look for runs of work pool moon, which",
+            "measure-all/docker: no trigger of cancel-orphans/local, cancel-orphans/docker is "
+            "for prefect.flow-run.Crashed of its runs in work pool docker",
         ),
         (
             "prefect.resource.name: *docker_pool}",
@@ -170,38 +171,37 @@ def test_each_finding_is_one_line_with_its_place(
 
 
 BLOCK = ("&results {}", "&results {PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results}")
-CLONE = ("<<: *checkout\n", "<<: *clone\n")
+CLONES = run_in_clones(DECLARED)
 OF_CHILDREN = "work_queue_name: *children\n      job_variables: "
 
 
 @pytest.mark.parametrize(
-    ("edits", "lacking"),
+    ("declared", "edits", "lacking"),
     [
-        ([BLOCK], []),
-        ([CLONE, ("<<: *on_checkout", "<<: *on_clone")], []),
-        ([BLOCK, CLONE, ("<<: *on_checkout", "<<: *on_clone")], []),
-        ([BLOCK, (OF_CHILDREN + "*process", OF_CHILDREN + "{<<: *process, env.A: b}")], []),
+        (DECLARED, [BLOCK], []),
+        (CLONES, [], []),
+        (CLONES, [BLOCK], []),
         (
+            DECLARED,
+            [BLOCK, (OF_CHILDREN + "*process", OF_CHILDREN + "{<<: *process, env.A: b}")],
+            [],
+        ),
+        (
+            DECLARED,
             [BLOCK, (OF_CHILDREN + "*process", OF_CHILDREN + "{<<: *process, env: {A: b}}")],
             [
                 f"{child}/local: the child alone lacks PREFECT_DEFAULT_RESULT_STORAGE_BLOCK in "
                 for child in ("add-up", "measure")
             ],
         ),
-        (
-            [CLONE, ("<<: *on_checkout", "{<<: *on_clone, env: {A: b}}")],
-            [
-                f"{each}/local: its runs start without prefect.toml, and lack PREFECT_RESULTS_PER"
-                for each in ("add-up", "cancel-orphans", "measure-all", "measure")
-            ],
-        ),
     ],
 )
 def test_an_env_that_replaces_the_shared_one_is_told(
-    tmp_path: Path, edits: list[tuple[str, str]], lacking: list[str]
+    tmp_path: Path, declared: str, edits: list[tuple[str, str]], lacking: list[str]
 ) -> None:
     """YAML's merge goes no deeper than the first level."""
-    found = sorted(each.partition(": ")[2] for each in findings(tmp_path, *edits))
+    lines = findings(tmp_path, *edits, declared=declared)
+    found = sorted(line.partition(": ")[2] for line in lines)
     assert len(found) == len(lacking), found
     assert all(map(str.startswith, found, lacking)), found
 
@@ -253,7 +253,6 @@ def test_renamed_pools_are_missed_by_the_triggers(tmp_path: Path) -> None:
         ("&local_pool local:", "&local_pool near:"),
         ("prefect.resource.name: *local_pool}", "prefect.resource.name: local}"),
     )
-    assert any("look for runs of work pool local, which is not in" in each for each in found), found
     assert any("measure-all/local: no trigger" in each for each in found), found
 
 
@@ -304,6 +303,18 @@ def test_what_is_deployed_without_docker_needs_no_docker() -> None:
     assert local.names == ["local"]
     assert {pool.type for pool in local.definitions.work_pools.values()} == {"process"}
     assert not any("docker" in str(deployment.build) for deployment in local.deployments)
+
+
+def test_each_flow_is_imported_once(tmp_path: Path) -> None:
+    """By a part and the whole, whoever asks."""
+    source = f"open({str(tmp_path / 'imported')!r}, 'a').write('once ')\n"
+    assert findings_of(tmp_path, source, "step") == []
+    manifest = Manifest.load(tmp_path / "prefect.yaml")
+    part = manifest.named("local")
+    assert part.whole.deployments[0] is part.deployments[0]
+    assert list(check_manifest(part)) == list(check_manifest(manifest)) == []
+    assert part.deployments[0].full_name == "step/local"
+    assert (tmp_path / "imported").read_text() == "once once "  # for `findings_of`, and for us
 
 
 @pytest.mark.parametrize(
@@ -413,24 +424,6 @@ def test_a_flow_whose_name_no_server_can_be_asked_for_is_told(tmp_path: Path) ->
     assert "a#1/local: the flow's name 'a#1' can't stand in a URL" in found
 
 
-def test_variadic_parameters_are_refused_where_the_server_does(tmp_path: Path) -> None:
-    source = """
-@flow
-def rest(*numbers: int) -> int: ...
-@flow
-def named(**named: int) -> int: ...
-@parent_flow
-async def mine() -> int:
-    await child(rest)(1)
-    await child(named)(a=1)
-"""
-    found = findings_of(tmp_path, source, "rest", "named", "mine")
-    told = ["takes *numbers: make it one parameter", "takes **named: make it one parameter"]
-    old = tuple(map(int, prefect.__version__.split(".")[:2])) < (3, 9)
-    assert len(found) == (2 if old else 0), found
-    assert all(part in each for part, each in zip(told, found, strict=False)), found
-
-
 @pytest.mark.parametrize(
     ("body", "accused"),
     [
@@ -524,118 +517,44 @@ def test_a_schedule_or_trigger_gives_every_parameter_a_value(
     assert all(f"step/local: {expected}" in each for each in found), found
 
 
-RETURNS = """
-class Row(BaseModel):
-    at: datetime.datetime
-    price: decimal.Decimal
-    path: pathlib.Path | None = None
-@dataclass
-class Point:
-    x: float
-class Color(enum.Enum):
-    RED = "red"
-class Frame: ...
-class Holder(BaseModel):
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-    frame: Frame
-class Login(BaseModel):
-    password: SecretStr
-class Shown(BaseModel):
-    password: SecretStr
-    @field_serializer("password")
-    def show(self, value: SecretStr): return value.get_secret_value()
-class Blob(BaseModel):
-    data: bytes
-class Text(BaseModel):
-    data: Base64Bytes
-class Lazy(BaseModel):
-    rows: typing.Iterable[int]
-class Broken:
-    @classmethod
-    def __get_pydantic_core_schema__(cls, *_): raise RuntimeError("no schema")
-class Call(BaseModel):
-    call: typing.Callable[[int], int]
-class Word(str, enum.Enum):
-    A = "a"
-class Days(BaseModel):
-    days: dict[datetime.date, int]
-class Cached(BaseModel):
-    cache: int = Field(0, exclude=True)
-"""
-
-
 @pytest.mark.parametrize(
-    ("returns", "expected"),
+    ("source", "expected"),
     [
-        ("Frame", "Frame: JSON has no such class: return a model or plain data, a path, or give"),
-        ("list[Frame] | None", "JSON has no such class"),
-        ("Holder", "JSON has no such class"),
-        ("typing.Iterator[int]", "it is a generator, and a result is one value: return a list"),
-        ("abc.Generator[int, None, None] | None", "it is a generator"),
-        ("typing.AsyncIterator[Row]", "it is a generator"),
-        ("typing.Iterable[int]", "it is a generator"),
-        ("list[Lazy]", "it is a generator"),
-        ("bytes", "of bytes, JSON holds only those that are text: return a str (base64), a path"),
-        ("dict[str, list[Blob]]", "of bytes, JSON holds only"),
-        ("SecretStr", "a secret arrives as asterisks: return the name of a Secret block"),
-        ("list[Login] | None", "a secret arrives as asterisks"),
-        ("type[Row]", "JSON has no classes"),
-        ("Call", "JSON has no functions"),
-        ("dict[datetime.date, int]", "JSON has only text and numbers as keys: return those"),
-        ("list[dict[str, dict[Color, int]]]", "JSON has only text and numbers as keys"),
-        ("dict[uuid.UUID, int] | None", "JSON has only text and numbers as keys"),
-        ("dict[tuple[int, str], int]", "JSON has only text and numbers as keys"),
-        ("list[Cached]", None),
-        ("dict[Word, dict[int, Days]]", None),
-        ("Absent", "name 'Absent' is not defined"),
-        ("Broken", "pydantic can't validate it: RuntimeError('no schema')"),
-        ("Row", None),
-        ("list[Row]", None),
-        ("dict[str, Point] | tuple[Color, int] | None", None),
-        ("set[uuid.UUID]", None),
-        ("pathlib.Path", None),
-        ("typing.Sequence[datetime.timedelta]", None),
-        ("typing.Annotated[typing.Literal['a', 'b'], 'note']", None),
-        ("Shown", None),
-        ("Text", None),
-        ("typing.Any", None),
-        ("None", None),
+        (
+            "def mine() -> Absent: ...",
+            "annotations can't be used: TypeError: mine: name 'Absent' is",
+        ),
+        ("def mine() -> Broken: ...", "annotations can't be used: RuntimeError: no schema at all"),
+        ("def mine(): yield 1", "a parent can't get its result, since it is a generator: return a"),
+        ("async def mine(): yield 1", "a parent can't get its result, since it is a generator"),
+        ("def mine() -> Broken | Absent: yield 1", "it is a generator"),
+        ("def mine() -> object: ...", None),
+        ("def mine() -> list[Frame]: ...", None),
+        ("def mine(): ...", None),
     ],
 )
 def test_a_result_that_can_not_arrive_is_told(
-    tmp_path: Path, returns: str, expected: str | None
+    tmp_path: Path, source: str, expected: str | None
 ) -> None:
-    source = f"{RETURNS}\n@flow\ndef mine() -> {returns}: ...\n"
-    found = findings_of(tmp_path, source, "mine")
-    assert len(found) == (expected is not None), found
-    assert all("mine/local: " in each and str(expected) in each for each in found), found
-
-
-def test_a_generator_without_annotation_is_told() -> None:
-    @flow
-    def numbers():  # type: ignore[no-untyped-def]
-        yield 1
-
-    (finding,) = check_return(numbers)
-    assert "it is a generator" in finding
-
-
-@pytest.mark.parametrize("serializer", ["pickle", "compressed/json", PickleSerializer()])
-def test_a_serializer_of_the_authors_choice_is_not_judged(serializer: Any) -> None:
-    @flow(result_serializer=serializer)
-    def blob() -> bytes:
-        return b""
-
-    assert list(check_return(blob)) == []
+    classes = """
+class Frame: ...
+class Broken:
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_): raise RuntimeError("no schema\\nat all")
+"""
+    found = findings_of(tmp_path, f"{classes}\n@flow\n{source}\n", "mine")
+    assert bool(found) == (expected is not None), found
+    assert all("mine/local: " in line for line in found), found
+    assert any(str(expected) in line for line in found) or not found, found
 
 
 def test_the_result_of_a_parent_that_nobody_calls_is_not_judged(tmp_path: Path) -> None:
     source = (
         "@parent_flow(persist_result=False)\nasync def inner() -> bytes: ...\n"
-        "@parent_flow\nasync def outer() -> bytes: return await child(inner)()\n"
+        "@parent_flow(persist_result=False)\nasync def outer() -> bytes: await child(inner)()\n"
     )
     found = findings_of(tmp_path, source, "inner", "outer")
-    assert [each.split(": ")[1] for each in found] == ["inner/local"] * 2, found
+    assert [line.split(": ")[1] for line in found] == ["inner/local"], found
 
 
 def test_a_child_that_does_not_persist_its_result_is_found(tmp_path: Path) -> None:
@@ -667,13 +586,3 @@ def test_deploy_refuses_what_check_refuses(checkout: Path, clean_env: dict[str, 
     )
     assert said["check"] == [lacks.format("local"), lacks.format("docker")]
     assert said["deploy"] == [lacks.format("local")]
-
-
-def test_half_a_switch_from_the_checkout_to_clones_is_found(tmp_path: Path) -> None:
-    found = findings(tmp_path, ("<<: *checkout\n", "<<: *clone\n"))
-    assert found[0] == (
-        "prefect.yaml: measure-all/local: work_pool.job_variables.working_dir: "
-        "{{ checkout.stdout }} would stay as it is: no step has the id checkout"
-    )
-    both = (("<<: *checkout\n", "<<: *clone\n"), ("<<: *on_checkout\n", "<<: *on_clone\n"))
-    assert findings(tmp_path, *both) == []

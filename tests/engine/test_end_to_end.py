@@ -136,7 +136,7 @@ async def test_check_tells_what_the_server_lacks(tmp_path: Path) -> None:
     )
     manifest = Manifest.load(tmp_path / "prefect.yaml").named("local")
     manifest.definitions.work_pools["other"] = WorkPool(type="docker", queues={})
-    manifest.deployments[0].name = "lokal"
+    manifest.deployments[0] = manifest.deployments[0].model_copy(update={"name": "lokal"})
     async with get_client() as client:
         findings = [finding async for finding in check_server(client, manifest)]
         assert findings[:3] == [
@@ -164,7 +164,8 @@ async def test_check_looks_up_the_children_that_are_called_by_name(tmp_path: Pat
         "    await child('unheard-of/anywhere')()\n"
     )
     manifest = Manifest.load(MANIFEST).named("local")
-    manifest.deployments[0].entrypoint = f"{tmp_path}/by_name.py:by_name"
+    other = {"entrypoint": f"{tmp_path}/by_name.py:by_name"}
+    manifest.deployments[0] = manifest.deployments[0].model_copy(update=other)
     async with get_client() as client:
         findings = [finding async for finding in check_server(client, manifest)]
     assert [finding.partition("by_name.py:")[2] for finding in findings[1:]] == [

@@ -37,7 +37,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from deployments.project import ROOT, Manifest
 from deployments.servers import TemporaryServer, temporary_server, temporary_worker
 from deployments.servers._processes import free_port
-from tests.engine.conftest import inner_env
+from tests.engine.conftest import inner_env, run_in_clones
 from tests.engine.waiting import (
     children_of,
     ended,
@@ -279,12 +279,15 @@ async def test_development_and_production_have_what_runs_need(project: Project, 
     """A variable of one stage is added to those of all, for `check` as for a worker."""
     path = project.path / "switched.yaml"
     text = (project.path / "prefect.yaml").read_text()
-    text = text.replace("<<: *checkout\n", f"<<: *{on}\n").replace("*on_checkout", f"*on_{on}")
+    text = run_in_clones(text) if on == "clone" else text
     block = "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"
     path.write_text(text.replace("&results {}", f"&results {{{block}: s3-bucket/results}}"))
-    check = "from pathlib import Path; from deployments import check; "
-    check += "print([*check.check_manifest(Path('{}'))])"
-    assert project.run(f'python -c "{check.format(path.name)}"') == "[]\n"
+    check = (
+        "from pathlib import Path; from deployments import check, project; "
+        f"manifest = project.Manifest.load(Path('{path.name}')); "
+        "print([*check.check_manifest(manifest)])"
+    )
+    assert project.run(f'python -c "{check}"') == "[]\n"
 
     template = ProcessWorker.get_default_base_job_template()
     env = {}
