@@ -18,9 +18,11 @@ TEMPLATE = (
     "data",
     "benchmarks",
     "tests/flows",
+    "tests/engine",
     "tests/template",
     ".github/run-graph.png",
     ".github/children.png",
+    ".github/workflows/newest-prefect.yml",
 )
 KEBAB = "[a-z][a-z0-9]*(-[a-z0-9]+)*"
 SNAKE = "[a-z][a-z0-9]*(_[a-z0-9]+)*"
@@ -29,9 +31,9 @@ PYPROJECT = (
     (r'(?m)^name = ".*"$', 'name = "{package}"'),
     (r'(?m)^description = ".*"$', 'description = "Prefect parent flows and their children."'),
     (r'(?m)^license = ".*"\n', ""),
-    (r'"benchmarks", ', ""),
-    (r"(?m)^bench = .*\n", ""),
-    (r'(?m)^"benchmarks/\*" = .*\n', ""),
+    (r"(?m)^template = .*\n", ""),
+    (r'(?m)^"(benchmarks|tests/engine)/\*" = .*\n', ""),
+    (r'(?m)^    "(slow|machines): .*\n', ""),
     (r"(?m)^.*deployments/init/starter.*\n", ""),
 )
 ORIGIN = """\
@@ -75,7 +77,6 @@ def start_project(name: str = "") -> str:
     shutil.copytree(STARTER, ROOT, dirs_exist_ok=True, ignore=lambda *_: {"deployments.yaml"})
     _git("rm", "-r", "--quiet", "deployments/init")
     _edit_pyproject(snake)
-    _leave_machines_out()
     _rename(kebab)
     readme = ROOT / "README.md"
     readme.write_text(readme.read_text().replace("{name}", kebab))
@@ -112,12 +113,6 @@ def _edit_pyproject(package: str) -> None:
         "# What this project was made from, for `make update`: the tree of the template's commit.\n"
         f'[tool.template]\ntree = "{tree}"\nname = "{package}"\n'
     )
-
-
-def _leave_machines_out() -> None:
-    """Keep from the project's CI what proves docker/README.md, which is the project's own now."""
-    path = ROOT / ".ci" / "run"
-    path.write_text(path.read_text().partition("\n# Of the template:")[0])
 
 
 def _rename(name: str) -> None:

@@ -29,7 +29,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this repository in which the flows of these tests are the user's."""
     copy = copy_repository(tmp_path_factory.mktemp("a clone") / "my flows", *USERS)
     shutil.copy(MANIFEST, copy / "prefect.yaml")
-    replace(copy / ".dockerignore", "\n*\n", "\n*\n!tests\n")
+    replace(copy / ".dockerignore", "\ntests\n", "\n")
     return copy
 
 

@@ -52,6 +52,14 @@ def clone(repository: Path, path: Path, *options: str) -> Path:
     return path
 
 
+def start_project(template: Path, path: Path) -> Path:
+    """Make a project, as its user does."""
+    clone(template, path)
+    assert "This is acme-pipelines now." in succeed(path, "make", "init", "NAME=acme-pipelines")
+    commit(path, "Start acme-pipelines")
+    return path
+
+
 def run(project: Path, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a project, without what this make and this Prefect have set."""
     return subprocess.run(
