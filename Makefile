@@ -18,14 +18,18 @@ init:
 bench: .venv/installed
 	@$(BIN)/python -m benchmarks.fan_out $(ARGS)
 
+# The files side by side: tests wait more than they compute. But for `starts/`, which changes the
+# environment that all share.
+SIDE_BY_SIDE := -n 3 --dist loadfile
 test-all: lint
-	@$(BIN)/python -m pytest -m "$(ENGINE)" $(ARGS)
+	@$(BIN)/python -m pytest -m "$(ENGINE)" $(or $(ARGS),$(SIDE_BY_SIDE) --ignore tests/engine/starts)
+	@$(if $(ARGS),,$(BIN)/python -m pytest -m "$(ENGINE)" tests/engine/starts)
 
 # Faults, without warm starts: each interpreter runs code from outside of its environment. By
 # default those that the start of a process could change; all with `ARGS=tests/engine/faults`.
 STARTS = tests/engine/faults -k '(raises or is_killed or timeout or is_cancelled) and not worker'
 test-cold: .venv/installed
-	@PYTHONPATH="$(CURDIR)/tests/engine/starts/cold" $(BIN)/python -m pytest -m "$(ENGINE)" $(or $(ARGS),$(STARTS))
+	@PYTHONPATH="$(CURDIR)/tests/engine/starts/cold" $(BIN)/python -m pytest -m "$(ENGINE)" $(or $(ARGS),$(SIDE_BY_SIDE) $(STARTS))
 
 # As root on Linux, since it makes two machines with networks and Docker Engines of their own.
 test-machines: .venv/installed

