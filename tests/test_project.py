@@ -40,7 +40,7 @@ async def test_parents_run_as_processes(deployed: Manifest) -> None:
 
 @pytest.fixture
 def stack() -> Iterator[str]:
-    """The address of what `make up` starts. In the end, nothing of it is left, nor its data."""
+    """The address of what `make up` starts; in the end no container and no data of it is left."""
     ours = ["--quiet", "--filter", f"label=com.docker.compose.project={Manifest.load().name}"]
     for what in (["ps", "--all"], ["volume", "ls"]):
         found = subprocess.run(["docker", *what, *ours], capture_output=True, text=True, check=True)
