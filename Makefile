@@ -20,7 +20,7 @@ bench: .venv/installed
 
 # The files side by side: tests wait more than they compute. But for `starts/`, which changes the
 # environment that all share.
-SIDE_BY_SIDE := -n 3 --dist loadfile
+SIDE_BY_SIDE := -n 2 --dist loadfile
 test-all: lint
 	@$(BIN)/python -m pytest -m "$(ENGINE)" $(or $(ARGS),$(SIDE_BY_SIDE) --ignore tests/engine/starts)
 	@$(if $(ARGS),,$(BIN)/python -m pytest -m "$(ENGINE)" tests/engine/starts)
