@@ -121,7 +121,7 @@ def test_an_own_server_a_worker_elsewhere_and_a_run(
     elsewhere.mkdir()
     with terminal(f"{activate}; exec {server}", checkout, server_env, server_log):
         wait_until(lambda: "dashboard" in server_log.read_text(), "the server says where its UI is")
-        for command in (deploy, deploy, "prefect deploy --name local"):
+        for command in (deploy, "prefect deploy --name local"):
             done = bash("\n".join([activate, export, command]), checkout, env)
             assert done.returncode == 0, done.stdout + done.stderr
         with terminal(f"{activate}; {export}; exec {worker}", elsewhere, env, worker_log):
