@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deployments.project import ROOT
-from tests.engine.conftest import clean_env, copy_repository, inner_env
+from tests.engine.conftest import clean_env, copy_repository, copy_types, inner_env
 
 __all__ = ["clean_env"]
 
@@ -57,6 +57,7 @@ def start_project(template: Path, path: Path) -> Path:
     clone(template, path)
     assert "This is acme-pipelines now." in succeed(path, "make", "init", "NAME=acme-pipelines")
     commit(path, "Start acme-pipelines")
+    copy_types(path)
     return path
 
 
