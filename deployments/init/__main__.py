@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,9 +19,11 @@ TEMPLATE = (
     "data",
     "benchmarks",
     "tests/flows",
+    "tests/engine",
     "tests/template",
     ".github/run-graph.png",
     ".github/children.png",
+    ".github/workflows/newest-prefect.yml",
 )
 KEBAB = "[a-z][a-z0-9]*(-[a-z0-9]+)*"
 SNAKE = "[a-z][a-z0-9]*(_[a-z0-9]+)*"
@@ -29,9 +32,9 @@ PYPROJECT = (
     (r'(?m)^name = ".*"$', 'name = "{package}"'),
     (r'(?m)^description = ".*"$', 'description = "Prefect parent flows and their children."'),
     (r'(?m)^license = ".*"\n', ""),
-    (r'"benchmarks", ', ""),
-    (r"(?m)^bench = .*\n", ""),
-    (r'(?m)^"benchmarks/\*" = .*\n', ""),
+    (r"(?m)^template = .*\n", ""),
+    (r'(?m)^"(benchmarks|tests/engine)/\*" = .*\n', ""),
+    (r'(?m)^    "(slow|machines): .*\n', ""),
     (r"(?m)^.*deployments/init/starter.*\n", ""),
 )
 ORIGIN = """\
@@ -74,13 +77,13 @@ def start_project(name: str = "") -> str:
     _declare()
     shutil.copytree(STARTER, ROOT, dirs_exist_ok=True, ignore=lambda *_: {"deployments.yaml"})
     _git("rm", "-r", "--quiet", "deployments/init")
+    _edit_lock()
     _edit_pyproject(snake)
-    _leave_machines_out()
     _rename(kebab)
     readme = ROOT / "README.md"
     readme.write_text(readme.read_text().replace("{name}", kebab))
     if (installed := ROOT / ".venv" / "installed").exists():
-        installed.touch()  # the lock has another name in its comments, and is the same
+        installed.touch()  # it has all that is left in the lock
     return DONE.format(name=kebab, remote=ORIGIN if _move_origin() else NO_ORIGIN)
 
 
@@ -100,6 +103,27 @@ def _declare() -> None:
     path.write_text(head + start + starter + tail[tail.index(own) :])
 
 
+def _edit_lock() -> None:
+    """Take out what only the template's own tools need, as `make lock` would."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    tools = project["optional-dependencies"]["template"]
+    path = ROOT / "requirements-dev.txt"
+    head, *blocks = re.split(r"(?m)^(?=\w)", path.read_text())
+    packages = {block.partition("==")[0]: block for block in blocks}
+    for name in tools:
+        packages[name] = packages[name].replace(f" {project['name']} (pyproject.toml)", " nobody")
+    unneeded = ["nobody"]
+    for name in unneeded:  # which grows
+        for other, block in packages.items():
+            rest = re.sub(rf"(?m)^    #   {name}\n|(?<=# via) {name}$", "", block)
+            rest = re.sub(r"# via\n    #   (.+)\n$", r"# via \1\n", rest)
+            packages[other] = rest
+            if rest.endswith("# via\n") and other not in unneeded:
+                unneeded.append(other)
+    kept = [block for name, block in packages.items() if name not in unneeded]
+    path.write_text("".join([head.replace(" --extra template", ""), *kept]))
+
+
 def _edit_pyproject(package: str) -> None:
     path = ROOT / "pyproject.toml"
     text = path.read_text()
@@ -112,12 +136,6 @@ def _edit_pyproject(package: str) -> None:
         "# What this project was made from, for `make update`: the tree of the template's commit.\n"
         f'[tool.template]\ntree = "{tree}"\nname = "{package}"\n'
     )
-
-
-def _leave_machines_out() -> None:
-    """Keep from the project's CI what proves docker/README.md, which is the project's own now."""
-    path = ROOT / ".ci" / "run"
-    path.write_text(path.read_text().partition("\n# Of the template:")[0])
 
 
 def _rename(name: str) -> None:

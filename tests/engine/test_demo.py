@@ -84,54 +84,6 @@ def test_bad_input_is_refused_before_anything_is_started(
     assert done.stderr == f"error: {expected}\n"
 
 
-MINE = """
-from prefect import flow
-from deployments import parent_flow
-print("imported")
-@parent_flow
-async def nothing() -> None: ...
-@parent_flow
-async def numbers() -> list[int]: return [1, 2]
-@parent_flow(persist_result=False)
-async def gone() -> int: return 1
-@parent_flow
-async def wrong() -> list[int]: return ["x"]
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "result", "error"),
-    [
-        ("nothing", "null", None),
-        ("numbers", "[1, 2]", None),
-        ("gone", None, "gone/local completed, but its result was not persisted: set persist_res"),
-        (
-            "wrong",
-            None,
-            "wrong/local completed, but its result is not what it should be: 0: Input should be a "
-            "valid integer, unable to parse string as an integer",
-        ),
-    ],
-)
-def test_a_result_of_any_type(
-    checkout: Path, clean_env: dict[str, str], name: str, result: str | None, error: str | None
-) -> None:
-    (checkout / "mine.py").write_text(MINE)
-    mine = f"\n  - {{<<: *local, entrypoint: mine.py:{name}, work_pool: *local_parents}}\n"
-    with (checkout / "prefect.yaml").open("a") as file:
-        file.write(mine)
-    done = demo(checkout, clean_env, name, "--json")
-    assert done.returncode == (result is None), done.stderr
-    if result is not None:
-        assert json.loads(done.stdout) == json.loads(result)
-    else:
-        assert done.stdout == ""
-        (line,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
-        assert line.startswith(f"error: {error}")
-        assert "Traceback" not in done.stderr
-
-
 @pytest.mark.slow
 def test_a_demo_that_fails_says_why_and_ends_with_1(
     checkout: Path, clean_env: dict[str, str]

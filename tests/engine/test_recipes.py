@@ -37,7 +37,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from deployments.project import ROOT, Manifest
 from deployments.servers import TemporaryServer, temporary_server, temporary_worker
 from deployments.servers._processes import free_port
-from tests.engine.conftest import inner_env, run_in_clones
+from tests.engine.conftest import copy_types, inner_env, run_in_clones
 from tests.engine.waiting import (
     children_of,
     ended,
@@ -206,6 +206,7 @@ def test_the_code_is_as_the_linter_wants_it(project: Project) -> None:
 
 @pytest.mark.slow
 def test_the_types_are_right(project: Project) -> None:
+    copy_types(project.path)
     project.run("mypy flows tests/flows")
 
 

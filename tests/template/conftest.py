@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deployments.project import ROOT
-from tests.engine.conftest import clean_env, copy_repository, inner_env
+from tests.engine.conftest import clean_env, copy_repository, copy_types, inner_env
 
 __all__ = ["clean_env"]
 
@@ -49,6 +49,15 @@ def clone(repository: Path, path: Path, *options: str) -> Path:
     (path / ".venv").symlink_to(ROOT / ".venv")
     (path / ".git" / "info" / "exclude").write_text(".venv\n")
     os.utime(path / "requirements-dev.txt", (0, 0))  # older than the environment: don't remake
+    return path
+
+
+def start_project(template: Path, path: Path) -> Path:
+    """Make a project, as its user does."""
+    clone(template, path)
+    assert "This is acme-pipelines now." in succeed(path, "make", "init", "NAME=acme-pipelines")
+    commit(path, "Start acme-pipelines")
+    copy_types(path)
     return path
 
 

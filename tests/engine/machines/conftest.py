@@ -72,7 +72,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(MANIFEST, copy / "prefect.yaml")
     with (copy / "prefect.yaml").open("a") as file:
         file.write(FLOWS)
-    replace(copy / ".dockerignore", "\n*\n", "\n*\n!tests\n")
+    replace(copy / ".dockerignore", "\ntests\n", "\n")
     replace(copy / "Makefile", "\nEXTRAS :=\n", f"\nEXTRAS := {EXTRAS}\n")
     execute("make", "lock", cwd=copy, env=inner_env())
     (copy / ".venv").unlink()  # that was this environment

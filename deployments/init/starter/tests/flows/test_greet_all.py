@@ -1,5 +1,4 @@
 import pytest
-from prefect.deployments import arun_deployment
 
 from deployments import ChildFailed
 from deployments.testing import Stubs
@@ -19,13 +18,3 @@ async def test_a_child_that_fails_fails_the_parent(stubs: Stubs) -> None:
     stubs.raises(greet, ValueError("no voice"))
     with pytest.raises(ChildFailed, match="no voice"):
         await greet_all(["Ada"])
-
-
-@pytest.mark.usefixtures("worker")
-async def test_it_runs_as_it_is_deployed() -> None:
-    """On a real server, with a real worker, as prefect.yaml says."""
-    run = await arun_deployment(
-        "greet-all/local", parameters={"names": ["Ada"]}, timeout=120, poll_interval=0.5
-    )
-    assert run.state is not None
-    assert run.state.is_completed(), run.state
