@@ -74,7 +74,7 @@ class Returns(Generic[R]):
         self._schemas: dict[Any, CoreSchema] = {None: _core_schema(annotation)}
         self._validators: dict[tuple[type | None, int | None], SchemaValidator] = {}
         named = dict.fromkeys(_classes_in(annotation))
-        known = [each for cls in named for each in _subclasses_of(cls)]
+        known = [subclass for cls in named for subclass in _subclasses_of(cls)]
         claims = Counter(name for cls in named for name in _names(cls))
         # The data tells the members of a union apart by name, if no two have the same.
         self._classes = {
@@ -106,7 +106,8 @@ class Returns(Generic[R]):
             Exception: Whatever the serializer raises.
         """
         serializer, data = self.decode(blob, written_by)
-        if _is_plain_json(serializer):
+        inner = getattr(serializer, "serializer", serializer)  # of a compressed one
+        if isinstance(inner, JSONSerializer) and inner.object_decoder is None:
             return self._load_json(data, serializer)
         result: R = self._read(data)
         if is_equal(data, result) or is_equal(data, serializer.loads(serializer.dumps(result))):
@@ -159,10 +160,10 @@ class Returns(Generic[R]):
                 same = False
                 with contextlib.suppress(Exception):  # what it does not read or write, it was not
                     other = self._read(data, by_alias, turn)
-                    again = serializer.loads(serializer.dumps(other))
+                    rewritten = serializer.loads(serializer.dumps(other))
                     # A text, for one, is no date: that would have been written with its class.
-                    same = _count_classes(again) == _count_classes(written)
-                    same = same and _find_change(other, again, written) is None
+                    same = _count_classes(rewritten) == _count_classes(written)
+                    same = same and _find_change(other, rewritten, written) is None
                 if same and not is_equal(result, other):
                     raise Unreadable(
                         "may be one or another member of a union, whose JSON is the same: make it "
@@ -234,35 +235,29 @@ def _find_change(value: Any, ours: Any, theirs: Any, whole: bool = True) -> Plac
     if ours == theirs:
         return None
     ours, theirs = (sort_sets(value, _unwrap(data)) for data in (ours, theirs))
-    return _find_difference(ours, theirs, (), whole)
+    return _find_difference(ours, theirs, whole)
 
 
-def _find_difference(ours: Any, theirs: Any, place: Place, whole: bool) -> Place | None:
+def _find_difference(ours: Any, theirs: Any, whole: bool, place: Place = ()) -> Place | None:
     """Return where two pieces of JSON data differ, if anywhere."""
-    if not _are_alike(ours, theirs, whole):
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            odd = (key for key in (*ours, *theirs) if key not in ours or key not in theirs)
-            return (*place, next(odd))
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
         same = ours == theirs or (ours != ours and theirs != theirs)  # or both are NaN
         return None if same else place
-    for key in ours if isinstance(ours, dict) else range(len(ours)):
-        found = _find_difference(ours[key], theirs[key], (*place, key), whole)
+    for key in ours | theirs if whole else ours:
+        found: Place | None = (*place, key)
+        if key in ours and key in theirs:
+            found = _find_difference(ours[key], theirs[key], whole, (*place, key))
         if found is not None:
             return found
     return None
 
 
-def _are_alike(ours: Any, theirs: Any, whole: bool) -> bool:
-    """Tell whether two pieces of JSON data have the same keys, or as many items."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        return ours.keys() == theirs.keys() or (not whole and ours.keys() <= theirs.keys())
-    return isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs)
-
-
 def _unwrap(data: Any, read: Callable[[str, Any], Any] = lambda _, data: data) -> Any:
     """Take Prefect's wrapper, a class by name and its data, off what JSON does not know."""
     if isinstance(data, list):
-        return [_unwrap(each, read) for each in data]
+        return [_unwrap(item, read) for item in data]
     if not isinstance(data, dict):
         return data
     if data.keys() == EXCEPTION:
@@ -274,7 +269,7 @@ def _unwrap(data: Any, read: Callable[[str, Any], Any] = lambda _, data: data) -
         return read(data["__class__"], data["data"])
     if data.keys() == WRAPPER and data["__class__"] == STATE:  # a flow returned a future, or some
         return data["data"]["data"]["result"]
-    return {key: _unwrap(each, read) for key, each in data.items()}
+    return {key: _unwrap(item, read) for key, item in data.items()}
 
 
 def _has_class(data: Any) -> bool:
@@ -301,7 +296,7 @@ def _count_lost(ours: Any, theirs: Any) -> int:
     return sum(map(_count_lost, ours, theirs)) if both_lists else 0
 
 
-def _without_decoder(serializer: Serializer[Any]) -> Serializer[Any]:
+def _without_decoder(serializer: Any) -> Any:
     """Return a serializer that leaves JSON as it is, where the given one is Prefect's for JSON.
 
     Its decoder imports the classes that the data names (`prefect_json_object_decoder`).
@@ -313,12 +308,6 @@ def _without_decoder(serializer: Serializer[Any]) -> Serializer[Any]:
         inner = _without_decoder(serializer.serializer)
         return serializer.model_copy(update={"serializer": inner})
     return serializer
-
-
-def _is_plain_json(serializer: Serializer[Any]) -> bool:
-    if isinstance(serializer, CompressedSerializer):
-        return _is_plain_json(serializer.serializer)
-    return isinstance(serializer, JSONSerializer) and serializer.object_decoder is None
 
 
 def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -354,12 +343,17 @@ def _turned(schema: Any, turn: int) -> Any:
 
 def _widest_union(schema: Any) -> int:
     """Return how many members the union in a core schema has that has most."""
-    if isinstance(schema, list | tuple):
-        return max(map(_widest_union, schema), default=0)
-    if not isinstance(schema, dict):
+    own, parts = 0, schema
+    if isinstance(schema, dict):
+        own = len(schema["choices"]) if schema.get("type") == "union" else 0
+        parts = [part for key, part in schema.items() if key not in NOT_SCHEMAS]
+    if not isinstance(parts, list | tuple):
         return 0
-    own = len(schema["choices"]) if schema.get("type") == "union" else 0
-    return max(own, *(_widest_union(schema[key]) for key in schema if key not in NOT_SCHEMAS), 0)
+    return max(own, *map(_widest_union, parts), 0)
+
+
+def _short(class_name: str) -> str:
+    return class_name.partition("[")[0].rpartition(".")[2]
 
 
 def _names(cls: type) -> set[str]:
@@ -368,19 +362,15 @@ def _names(cls: type) -> set[str]:
     return {name, _short(name)}
 
 
-def _short(class_name: str) -> str:
-    return class_name.partition("[")[0].rpartition(".")[2]
-
-
 def _classes_in(annotation: Any) -> Iterator[type]:
     annotation = getattr(annotation, "__value__", annotation)  # of `type X = ...`
-    yield from (each for each in (annotation, get_origin(annotation)) if isinstance(each, type))
+    yield from (cls for cls in (annotation, get_origin(annotation)) if isinstance(cls, type))
     for argument in get_args(annotation):
         yield from _classes_in(argument)
 
 
-def _subclasses_of(cls: type) -> list[type]:
-    if cls.__module__ == "builtins":
-        return []
-    subclasses: list[type] = cls.__subclasses__()
-    return [each for sub in subclasses for each in (*_subclasses_of(sub), sub)]
+def _subclasses_of(cls: type) -> Iterator[type]:
+    subclasses: list[type] = cls.__subclasses__() if cls.__module__ != "builtins" else []
+    for subclass in subclasses:
+        yield from _subclasses_of(subclass)
+        yield subclass
