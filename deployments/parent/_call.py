@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect.client.schemas.objects import FlowRun
+
 
 @dataclass(kw_only=True)
 class Call:
@@ -52,7 +54,7 @@ class Call:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def split_key(idempotency_key: str | None) -> tuple[str, int]:
+def split_key(run: FlowRun) -> tuple[str, int]:
     """Return the key of the call that a run was made by, and the number of the run."""
-    key, _, number = (idempotency_key or "").rpartition(":")
+    key, _, number = (run.idempotency_key or "").rpartition(":")
     return key, int(number)

@@ -19,7 +19,7 @@ from deployments.parent._errors import ChildError, ChildNotDeployed
 from deployments.parent._lineage import find_inputs
 from deployments.runs import PatientClient
 
-# Seconds until it is tried again where nothing came of it.
+# Seconds until the next try, where nothing came of one.
 BULK_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -70,7 +70,7 @@ class Creator:
         self._deployments: dict[str, DeploymentResponse] = {}
 
     async def create(self, name: str, requests: Iterable[Request]) -> None:
-        """Create the runs of requests for one deployment, each when it is its turn.
+        """Create the runs of requests for one deployment, each one when it is its turn.
 
         Raises:
             ChildNotDeployed: The deployment does not exist.

@@ -45,7 +45,7 @@ class Page:
         self._logger = logger
         self._rows: dict[UUID, Row] = {}
         self._artifacts: dict[str, UUID] = {}
-        # Whether there may be others: of an earlier attempt, or of a request that failed.
+        # Whether others may exist: of an earlier attempt, or of a request that failed.
         self._unsure = flow_run.run_count > 1
         self._published: dict[str, Any] = {}
         self._requests = 0

@@ -123,7 +123,7 @@ class ParentRun:
         return await self._submitter.submit(call, key)
 
     async def wait(self, run: FlowRun, deadline: float | None) -> State[Any]:
-        """Return the final state of a run, which is abandoned where the caller does not wait on.
+        """Return the final state of a run; it is abandoned if the caller does not wait for it.
 
         Raises:
             TimeoutError: It was not final in time.
@@ -140,7 +140,10 @@ class ParentRun:
         self, call: Call, run: FlowRun, error: ChildResultUnavailable
     ) -> FlowRun | None:
         """Return a new run of a call, if the one without a result is of an earlier attempt."""
-        return await self._submitter.replace(call, run, error)
+        replacement = await self._submitter.replace(call, run, error)
+        if replacement is not None:
+            self._watcher.watch(replacement)
+        return replacement
 
     def _abandon(self, run: FlowRun) -> None:
         if not self._watcher.watch(run).done():

@@ -116,14 +116,9 @@ class Submitter:
                 runs = await self._server.ask(lambda client: read_all(client, children))
                 # Others were made by other means, such as a plain subflow.
                 ours = f"{self._parent_id}:"
-                keys = [run.idempotency_key or "" for run in runs]
-                keyed = [
-                    (split_key(key), run)
-                    for key, run in zip(keys, runs, strict=True)
-                    if key.startswith(ours)
-                ]
-                keyed.sort(key=lambda item: item[0][1])
-                self._earlier = {key: run for (key, _), run in keyed}
+                runs = [run for run in runs if (run.idempotency_key or "").startswith(ours)]
+                runs.sort(key=lambda run: split_key(run)[1])
+                self._earlier = {split_key(run)[0]: run for run in runs}
         return self._earlier
 
     async def _retry(self, run: FlowRun) -> FlowRun | None:
@@ -142,7 +137,7 @@ class Submitter:
         return await self._server.ask(retry_once)
 
     async def _create_next(self, call: Call, earlier: FlowRun) -> FlowRun:
-        key, number = split_key(earlier.idempotency_key)
+        key, number = split_key(earlier)
         run = await self._create(call, f"{key}:{number + 1}")
         return self._announce(call, run, "runs again")
 
@@ -168,16 +163,17 @@ class Submitter:
         async with self._creating:
             if request in self._waiting:
                 name = request.call.deployment
-                batch = [one for one in self._waiting if one.call.deployment == name][:BATCH]
-                self._waiting = [one for one in self._waiting if one not in batch]
+                same = [other for other in self._waiting if other.call.deployment == name]
+                batch = same[:BATCH]
+                self._waiting = [other for other in self._waiting if other not in batch]
                 # No pauses of Prefect's client, of 2, 4, 8 s: `PatientClient` makes shorter ones.
                 with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
                     try:
                         await self._creator.create(name, self._unless_closed(batch))
                     except Exception as error:  # noqa: BLE001 - it is the callers' to handle
-                        for one in batch:
-                            if not one.created.done():
-                                one.created.set_exception(error)
+                        for unanswered in batch:
+                            if not unanswered.created.done():
+                                unanswered.created.set_exception(error)
         return await request.created
 
     def _unless_closed(self, batch: list[Request]) -> Iterator[Request]:

@@ -1,4 +1,4 @@
-"""What there is to say about a parent's children, as Markdown."""
+"""What a parent's page says about its children, as Markdown."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.utilities.urls import url_for
 
-# The label of a nested parent's run that tells the one above what is to say about its children.
+# The label of a nested parent's run that tells the one above how its children are.
 LABEL = "deployments.children"
 
 # So many children the table has, and so many characters a message: Prefect's first UI breaks no

@@ -94,11 +94,7 @@ class Returns(Generic[R]):
         return cls(annotation, (serializer,), flow.result_storage, whole=True)
 
     def load(self, blob: bytes, written_by: str) -> R:
-        """Return what a child returned: an equal value.
-
-        Args:
-            blob: What a serializer wrote.
-            written_by: The type of the serializer.
+        """Return what a child returned: an equal value, from what a serializer wrote.
 
         Raises:
             ValidationError: It does not fit.
@@ -108,7 +104,10 @@ class Returns(Generic[R]):
         serializer, data = self.decode(blob, written_by)
         inner = getattr(serializer, "serializer", serializer)  # of a compressed one
         if isinstance(inner, JSONSerializer) and inner.object_decoder is None:
-            return self._load_json(data, serializer)
+            try:
+                return self._load_json(data, serializer, by_alias=False)  # Prefect writes names
+            except (Unreadable, ValidationError):
+                return self._load_json(data, serializer, by_alias=True)  # a model may write these
         result: R = self._read(data)
         if is_equal(data, result) or is_equal(data, serializer.loads(serializer.dumps(result))):
             return result
@@ -129,48 +128,39 @@ class Returns(Generic[R]):
             "give its flow a result_serializer, and make the deployed code and this parent's agree"
         )
 
-    def _load_json(self, data: Any, serializer: Serializer[Any]) -> R:
+    def _load_json(self, data: Any, serializer: Serializer[Any], by_alias: bool) -> R:
         """Return that of which the child would have written the same data."""
-        problems: list[Exception] = []
-        for by_alias in (False, True):  # Prefect writes names, but a model may write aliases
-            try:
-                result = self._read(data, by_alias)
-            except ValidationError as error:
-                problems.append(error)
-                continue
-            if holds_secret(result):
+        result = self._read(data, by_alias)
+        if holds_secret(result):
+            raise Unreadable(
+                "is or holds a secret, for which JSON has asterisks: return the name of a Secret "
+                "block"
+            )
+        try:
+            written = serializer.loads(serializer.dumps(result))
+            place = _find_change(result, written, data, self._whole)
+        except Exception:  # noqa: BLE001 - a serializer of the user's may raise anything
+            raise _changed(()) from None
+        # What was written with its class is plain data only where no type reads it.
+        lost = _count_lost(written, data) if self._whole and written != data else 0
+        if lost and count_unread(self._read(data, by_alias, mark=mark)) < lost:
+            place = place or ()
+        if place is not None:
+            raise _changed(place)
+        for turn in range(max(map(_widest_union, self._schemas.values()))):
+            same = False
+            with contextlib.suppress(Exception):  # what it does not read or write, it was not
+                other = self._read(data, by_alias, turn)
+                rewritten = serializer.loads(serializer.dumps(other))
+                # A text, for one, is no date: that would have been written with its class.
+                same = _count_classes(rewritten) == _count_classes(written)
+                same = same and _find_change(other, rewritten, written) is None
+            if same and not is_equal(result, other):
                 raise Unreadable(
-                    "is or holds a secret, for which JSON has asterisks: return the name of a "
-                    "Secret block"
+                    "may be one or another member of a union, whose JSON is the same: make it "
+                    f"one type, or tell them apart by a discriminator, or {ADVICE}"
                 )
-            try:
-                written = serializer.loads(serializer.dumps(result))
-                place = _find_change(result, written, data, self._whole)
-            except Exception:  # noqa: BLE001 - a serializer of the user's may raise anything
-                problems.append(_changed(()))
-                continue
-            # What was written with its class is plain data only where no type reads it.
-            lost = _count_lost(written, data) if self._whole and written != data else 0
-            if lost and count_unread(self._read(data, by_alias, mark=mark)) < lost:
-                place = place or ()
-            if place is not None:
-                problems.append(_changed(place))
-                continue
-            for turn in range(max(map(_widest_union, self._schemas.values()))):
-                same = False
-                with contextlib.suppress(Exception):  # what it does not read or write, it was not
-                    other = self._read(data, by_alias, turn)
-                    rewritten = serializer.loads(serializer.dumps(other))
-                    # A text, for one, is no date: that would have been written with its class.
-                    same = _count_classes(rewritten) == _count_classes(written)
-                    same = same and _find_change(other, rewritten, written) is None
-                if same and not is_equal(result, other):
-                    raise Unreadable(
-                        "may be one or another member of a union, whose JSON is the same: make it "
-                        f"one type, or tell them apart by a discriminator, or {ADVICE}"
-                    )
-            return result
-        raise problems[-1]
+        return result
 
     def _read(
         self,
@@ -186,16 +176,13 @@ class Returns(Generic[R]):
             by_alias: Whether by the aliases of fields, too.
             turn: Which member of each union is tried first; by default, that which fits best.
             mark: Marks the data of classes that the annotation does not name.
-
-        Raises:
-            ValidationError: It does not fit.
         """
 
         def restore(name: str, data: Any) -> Any:
             # The class tells the members of a union apart. Only those that the annotation names:
             # the child's own have other modules here, and a name in data must import nothing.
             if cls := self._classes.get(name) or self._classes.get(_short(name)):
-                with contextlib.suppress(PydanticSchemaGenerationError, ValidationError):
+                with contextlib.suppress(ValidationError):
                     # As JSON, which strict types take for dates, and some have bytes in base64.
                     text = json.dumps(data)
                     validator = self._validator(cls, turn)
@@ -211,7 +198,7 @@ class Returns(Generic[R]):
         """Return what reads a class, or the annotation."""
         if (cls, turn) not in self._validators:
             if cls not in self._schemas:
-                self._schemas[cls] = TypeAdapter[Any](cls).core_schema  # type: ignore[arg-type]
+                self._schemas[cls] = _core_schema(cls)
             schema = self._schemas[cls]
             # The parts of a schema have validators already, in which no union takes turns.
             self._validators[cls, turn] = SchemaValidator(

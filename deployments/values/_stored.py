@@ -27,7 +27,7 @@ R = TypeVar("R")
 # allows for. By the clock: a storage may have retries of its own, which take minutes.
 READ_SECONDS = 2.5
 PAUSE_SECONDS = 0.25
-# How a run's log begins to say why its result is not there (`return_value_to_state`).
+# How a run's log begins to say why its result is missing (`return_value_to_state`).
 NOT_WRITTEN = "Encountered an error while persisting result: "
 
 
