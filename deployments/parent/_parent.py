@@ -17,7 +17,7 @@ from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 
 from deployments.parent._loop import Loop
-from deployments.parent._parent_run import ParentRun, current
+from deployments.parent._parent_run import ParentRun, current_parent
 from deployments.runs import cancel_children, name_all, wait_until_cancelled
 
 P = ParamSpec("P")
@@ -106,20 +106,20 @@ def _with_children(
         context = FlowRunContext.get()
         if context is None or context.flow_run is None:
             raise RuntimeError(f"call {fn.__qualname__} as a flow, not its function")
-        # Of the flow's `timeout_seconds`: Prefect cancels by a scope of anyio (`timeout_async`).
+        # That of its `timeout_seconds`: Prefect cancels by a scope of anyio (`timeout_async`).
         deadline = anyio.current_effective_deadline()
         flow_run = context.flow_run
         with contextlib.closing(Loop()) as loop:
             beginning = ParentRun.begin(loop, flow_run, deadline, give_up_after, page)
             parent = await loop.run(beginning)
-            token = current.set(parent)
+            token = current_parent.set(parent)
             try:
                 result = await fn(*args, **kwargs)
             except BaseException as error:
                 await parent.end(error)
                 raise
             finally:
-                current.reset(token)
+                current_parent.reset(token)
             await parent.end()
             return result
 

@@ -33,7 +33,7 @@ from deployments.runs import (
 # A parent that is run by hand calls the deployments of this name.
 BY_HAND = "local"
 
-current: ContextVar[ParentRun | None] = ContextVar("parent_run", default=None)
+current_parent: ContextVar[ParentRun | None] = ContextVar("parent_run", default=None)
 
 
 class ParentRun:
@@ -83,7 +83,7 @@ class ParentRun:
         Raises:
             RuntimeError: There is none, or the caller is a task that can't await.
         """
-        parent, context = current.get(), TaskRunContext.get()
+        parent, context = current_parent.get(), TaskRunContext.get()
         if parent is None or (context is not None and not context.task.isasync):
             raise RuntimeError(
                 "a child can only be called inside a flow made by @parent_flow, or in a task of "
