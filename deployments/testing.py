@@ -9,21 +9,26 @@ import asyncio
 import contextlib
 import inspect
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import flow, get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.events.worker import EventsWorker
 from prefect.flows import Flow
 from prefect.logging.handlers import APILogWorker
 
 from deployments.deploy import deploy_manifest
-from deployments.parent import stand_ins
-from deployments.project import Manifest
+from deployments.parent import Call, Child, ParentRun
+from deployments.project import ROOT, Manifest
 from deployments.servers import TemporaryServer, temporary_server, temporary_worker
+from deployments.values import validate
+
+__all__ = ["ROOT", "Stubs", "deployed", "prefect_server", "stubs", "worker"]
 
 
 def pytest_configure() -> None:
@@ -83,6 +88,7 @@ class Stubs:
     """
 
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    _flows: dict[str, Flow[..., Coroutine[Any, Any, Any]]] = field(default_factory=dict)
 
     def returns(self, child: Flow[..., Any] | str, value: Any) -> None:
         """Let a child, given as its flow or the flow's name, return a value."""
@@ -107,11 +113,38 @@ class Stubs:
 
         serializer = "json" if isinstance(child, str) else child.result_serializer
         options: Any = {"name": name, "persist_result": True, "result_serializer": serializer}
-        stand_ins[name] = flow(**options)(stand_in)
+        self._flows[name] = flow(**options)(stand_in)
+
+    async def _run(self, child: Child[..., Any], call: Call) -> FlowRun:
+        stand_in, parameters = self._flows[call.flow_name], call.parameters
+        if child.flow is not None:  # as the child would get them
+            parameters = validate(child.flow, parameters)
+        if (name := call.name) is not None:
+            stand_in = stand_in.with_options(flow_run_name=lambda: name)
+        state = await stand_in(**parameters, return_state=True)
+        async with get_client() as client:
+            return await client.read_flow_run(state.state_details.flow_run_id)
 
 
 @pytest.fixture
-def stubs(prefect_server: TemporaryServer) -> Iterator[Stubs]:
+def stubs(prefect_server: TemporaryServer, monkeypatch: pytest.MonkeyPatch) -> Stubs:
     """Give children stand-ins for one test."""
-    yield Stubs()
-    stand_ins.clear()
+    stubs = Stubs()
+    # A stand-in runs on the loop that the child is called on, where the test may wait for it.
+    caller: ContextVar[tuple[asyncio.AbstractEventLoop, Child[..., Any]]] = ContextVar("caller")
+    call_child, start_run = Child.submit, ParentRun.submit
+
+    async def call_from_here(child: Child[..., Any], *args: Any, **kwargs: Any) -> Any:
+        caller.set((asyncio.get_running_loop(), child))
+        return await call_child(child, *args, **kwargs)
+
+    async def start_stand_in(parent: ParentRun, call: Call, key: str) -> FlowRun:
+        if call.flow_name not in stubs._flows:
+            return await start_run(parent, call, key)
+        loop, child = caller.get()
+        run = asyncio.run_coroutine_threadsafe(stubs._run(child, call), loop)
+        return await asyncio.wrap_future(run)
+
+    monkeypatch.setattr(Child, "submit", call_from_here)
+    monkeypatch.setattr(ParentRun, "submit", start_stand_in)
+    return stubs

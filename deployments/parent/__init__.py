@@ -1,6 +1,7 @@
 """Inside of a parent's run: from a call to its run, and to its result."""
 
-from deployments.parent._child import child, stand_ins
+from deployments.parent._call import Call
+from deployments.parent._child import Child, child
 from deployments.parent._child_run import ChildRun
 from deployments.parent._errors import (
     ChildCancelled,
@@ -14,8 +15,11 @@ from deployments.parent._errors import (
     raise_failures,
 )
 from deployments.parent._parent import is_parent, parent_flow
+from deployments.parent._parent_run import ParentRun
 
 __all__ = [
+    "Call",
+    "Child",
     "ChildCancelled",
     "ChildCrashed",
     "ChildError",
@@ -24,10 +28,10 @@ __all__ = [
     "ChildResultUnavailable",
     "ChildRun",
     "ChildTimedOut",
+    "ParentRun",
     "RunInfo",
     "child",
     "is_parent",
     "parent_flow",
     "raise_failures",
-    "stand_ins",
 ]

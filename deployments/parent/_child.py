@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
-from uuid import UUID
 
 from prefect.flows import Flow
 from typing_extensions import TypeForm
@@ -16,7 +15,7 @@ from typing_extensions import TypeForm
 from deployments.parent._call import Call
 from deployments.parent._child_run import ChildRun
 from deployments.parent._errors import ChildTimedOut
-from deployments.parent._parent import ParentRun
+from deployments.parent._parent_run import ParentRun
 from deployments.runs import LEAVE_RUNNING
 from deployments.values import (
     Returns,
@@ -31,9 +30,6 @@ from deployments.values import (
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-
-# Flows that stand in for children in tests, by flow name: see `deployments.testing`.
-stand_ins: dict[str, Flow[..., Coroutine[Any, Any, Any]]] = {}
 
 
 class AnyFlow(Protocol[P, R_co]):
@@ -97,10 +93,10 @@ def child(
         returns: With a name: the type of the result. A flow's own annotation tells it.
         deployment: With a flow: the name of its deployment. By default that of the parent,
             or `local` where the parent runs by hand.
-        name: Of the run. By default the flow's own `flow_run_name`, which Prefect also
+        name: The run's name. By default the flow's own `flow_run_name`, which Prefect also
             prefers when the run starts.
-        tags: For the run, besides the deployment's.
-        job_variables: For the run, over the deployment's.
+        tags: The run's tags, besides the deployment's.
+        job_variables: The run's job variables, over the deployment's.
         timeout: Seconds from the call after which the result is not waited for any more:
             `ChildTimedOut` is raised, and the run cancelled.
         key: The identity of the call when its parent is retried, where the child's
@@ -129,6 +125,7 @@ def child(
     options: dict[str, Any] = {
         "tags": tuple(to_json_option(f"{where}: tags", [*tags])),
         "job_variables": job_variables and to_json_option(f"{where}: job_variables", job_variables),
+        "timeout": timeout,
         "key": key,
     }
     if name is not None:
@@ -139,24 +136,23 @@ def child(
         flow_name, slash, deployment = target.partition("/")
         if not (flow_name and slash and deployment):
             raise ValueError(f"child({target!r}): the name must be 'flow-name/deployment-name'")
-        return Child(flow_name, deployment, None, Returns(returns), timeout, options)
+        return Child(flow_name, deployment, None, Returns(returns), options)
     if returns is not Any:
         raise TypeError(f"child({target.name}): the flow's own annotation tells what it returns")
     if target.isgenerator:
         raise TypeError(f"child({target.name}): what a flow yields has no result: return a list")
-    return Child(target.name, deployment, target, Returns.of(target), timeout, options)
+    return Child(target.name, deployment, target, Returns.of(target), options)
 
 
 @dataclass(eq=False, repr=False)
 class Child(Generic[P, R]):
     """A child deployment, called as its flow is. Made by `child`."""
 
-    _flow_name: str
-    _deployment_name: str | None
-    _flow: Flow[..., Any] | None
-    _returns: Returns[R]
-    _timeout: float | None
-    _options: dict[str, Any]
+    flow_name: str
+    deployment_name: str | None
+    flow: Flow[..., Any] | None
+    returns: Returns[R]
+    options: dict[str, Any]
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the deployment, and return its result.
@@ -180,90 +176,43 @@ class Child(Generic[P, R]):
             ChildNotDeployed: The deployment does not exist.
             ChildTimedOut: It could not be created in time.
         """
+        parent = ParentRun.current()
+        call = self._prepare(args, kwargs)
         try:
-            async with asyncio.timeout(self._timeout) as limit:
-                return await self._submit(args, kwargs, limit.when())
+            async with asyncio.timeout_at(call.deadline) as limit:
+                flow_run = await parent.start(call)
         except TimeoutError:
             if not limit.expired():
                 raise
             raise ChildTimedOut(
-                f"{self._flow_name} was not created within {self._timeout:g} s: raise `timeout`, "
+                f"{self.flow_name} was not created within {call.timeout:g} s: raise `timeout`, "
                 "or see whether the Prefect server answers"
             ) from None
+        return ChildRun(parent, call, flow_run, self.returns)
 
-    async def _submit(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: float | None
-    ) -> ChildRun[R]:
-        parent = ParentRun.current()
-        prepared = self._prepare(args, kwargs)
-        here = asyncio.get_running_loop()  # its clock, for the deadline, is that of every loop
-        starting = self._start(parent, *prepared, deadline, here)
-        return await parent.loop.run(starting, ChildRun._abandon)
-
-    async def _start(
-        self,
-        parent: ParentRun,
-        inputs: dict[str, Any],
-        parameters: dict[str, Any],
-        run_name: str | None,
-        deadline: float | None,
-        callers: asyncio.AbstractEventLoop,
-    ) -> ChildRun[R]:
-        name = f"{self._flow_name}/{self._deployment_name or await parent.deployment_name()}"
-        options: dict[str, Any] = {"name": run_name} | self._options
-        call = Call(deployment=name, parameters=parameters, inputs=inputs, **options)
-        key = parent.keys.claim(call)  # before any await: identical calls are told apart by order
-        again = None
-        if stand_in := stand_ins.get(self._flow_name):
-            running = self._run_stand_in(stand_in, parameters, call.name)
-            run_id = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(running, callers))
-            flow_run = await parent.client.read_flow_run(run_id)
-        else:
-            flow_run = await parent.submitter.submit(call, key)
-            if flow_run.state and flow_run.state.is_completed():  # by an earlier attempt
-                again = functools.partial(parent.submitter.resubmit, call, flow_run)
-        return ChildRun(
-            name,
-            flow_run,
-            self._returns,
-            parent.loop,
-            parent.watcher,
-            parent.canceller,
-            self._timeout,
-            deadline,
-            again,
-        )
-
-    def _prepare(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-        """Return the arguments as given, as JSON data, and the run's name."""
-        if self._flow is None:
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        made_at = time.monotonic()
+        name = None
+        if self.flow is None:
             if args:
-                raise TypeError(f"{self._flow_name}: a child called by name takes keywords only")
-            return kwargs, to_json_untyped(self._flow_name, kwargs), None
-        inputs = bind(self._flow, args, kwargs)
-        arguments = validate(self._flow, inputs)
-        # Named as Prefect will name it when it starts: until then, it would have a random name.
-        name, named = None, self._flow.flow_run_name
-        if isinstance(named, str):
-            name = named.format(**with_defaults(self._flow, arguments))
-            to_json_option(f"{self._flow.name}: flow_run_name", name)
-        return inputs, to_json(self._flow, inputs, arguments), name
-
-    async def _run_stand_in(
-        self,
-        stand_in: Flow[..., Coroutine[Any, Any, Any]],
-        parameters: dict[str, Any],
-        run_name: str | None,
-    ) -> UUID:
-        if self._flow is not None:  # as the child would get them
-            parameters = validate(self._flow, parameters)
-        if run_name is not None:
-            stand_in = stand_in.with_options(flow_run_name=lambda: run_name)
-        state = await stand_in(**parameters, return_state=True)
-        run_id: UUID = state.state_details.flow_run_id
-        return run_id
+                raise TypeError(f"{self.flow_name}: a child called by name takes keywords only")
+            inputs, parameters = kwargs, to_json_untyped(self.flow_name, kwargs)
+        else:
+            inputs = bind(self.flow, args, kwargs)
+            arguments = validate(self.flow, inputs)
+            # Named as Prefect will name it when it starts: until then, it would have a random name.
+            if isinstance(self.flow.flow_run_name, str):
+                name = self.flow.flow_run_name.format(**with_defaults(self.flow, arguments))
+                to_json_option(f"{self.flow_name}: flow_run_name", name)
+            parameters = to_json(self.flow, inputs, arguments)
+        return Call(
+            flow_name=self.flow_name,
+            deployment_name=self.deployment_name,
+            parameters=parameters,
+            inputs=inputs,
+            made_at=made_at,
+            **{"name": name} | self.options,
+        )
 
 
 def _no_flow(target: Any) -> str:

@@ -1,51 +1,58 @@
 """A child's run that was started: waiting for its result, and cancelling it."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from pydantic import ValidationError
 
-from deployments.parent._errors import ChildResultUnavailable, ChildTimedOut, RunInfo
-from deployments.parent._loop import Loop
-from deployments.parent._result import read_result
-from deployments.parent._undo import Canceller
-from deployments.parent._watch import Watcher
-from deployments.values import Returns
+from deployments.parent._call import Call
+from deployments.parent._errors import (
+    ChildCancelled,
+    ChildCrashed,
+    ChildError,
+    ChildFailed,
+    ChildResultUnavailable,
+    ChildTimedOut,
+    RunInfo,
+)
+from deployments.parent._lineage import link_state_to_flow_run_result
+from deployments.parent._parent_run import ParentRun
+from deployments.values import Returns, Unreadable, read_exception, read_value
 
 R = TypeVar("R")
 
+AGREE = "Make the deployed code and this parent's agree"
+# What happened, and where to look or what to do.
+ENDINGS: dict[StateType, tuple[type[ChildError], str, str]] = {
+    StateType.FAILED: (ChildFailed, "failed", "its log"),
+    StateType.CRASHED: (ChildCrashed, "crashed", "its worker's log says more than"),
+    StateType.CANCELLED: (ChildCancelled, "was cancelled", "retry the parent to run it again;"),
+}
 
-@dataclass(eq=False, repr=False)
+
 class ChildRun(Generic[R]):
     """A child's run that was started. Made by `child(...).submit(...)`.
 
     Attributes:
-        id: Of the flow run.
-        name: Of the flow run.
+        id: The id of the flow run.
+        name: The name of the flow run.
         deployment: `flow-name/deployment-name`.
         url: The run's page in the Prefect UI.
     """
 
-    deployment: str
-    _flow_run: FlowRun
-    _returns: Returns[R]
-    _loop: Loop
-    _watcher: Watcher
-    _canceller: Canceller
-    _timeout: float | None
-    _deadline: float | None
-    _again: Callable[[ChildResultUnavailable], Awaitable[FlowRun]] | None
-
-    def __post_init__(self) -> None:
-        self._follow(self._flow_run)
+    def __init__(
+        self, parent: ParentRun, call: Call, flow_run: FlowRun, returns: Returns[R]
+    ) -> None:
+        self._parent = parent
+        self._call = call
+        self._returns = returns
+        self._follow(flow_run)
 
     def _follow(self, flow_run: FlowRun) -> None:
         self._flow_run = flow_run
-        self._info = RunInfo.of(flow_run, self.deployment)
-        self._final = self._watcher.watch(flow_run)
+        self._info = RunInfo.of(flow_run, self._call.deployment)
         self.id, self.name, self.url = self._info.id, self._info.name, self._info.url
+        self.deployment = self._info.deployment
 
     def __str__(self) -> str:
         return str(self._info)
@@ -58,37 +65,51 @@ class ChildRun(Generic[R]):
         Raises:
             ChildError: There is no result; the subclass says why.
         """
-        return await self._loop.run(self._wait())
+        return await self._parent.loop.run(self._result())
 
-    async def _wait(self) -> R:
+    async def _result(self) -> R:
         try:
-            async with asyncio.timeout_at(self._deadline):
-                final = await asyncio.shield(self._final)
+            final = await self._parent.wait(self._flow_run, self._call.deadline)
         except TimeoutError:
-            self._abandon()
             raise ChildTimedOut(
-                f"{self} did not finish within {self._timeout:g} s: raise `timeout`, or see what "
-                f"it waits for ({self.url})",
+                f"{self} did not finish within {self._call.timeout:g} s: raise `timeout`, or see "
+                f"what it waits for ({self.url})",
                 run=self._info,
             ) from None
-        except asyncio.CancelledError:
-            self._abandon()
-            raise
         try:
-            return await read_result(self._info, final, self._returns)
+            return await self._read(final)
         except ChildResultUnavailable as error:
-            if self._again is None:
+            # Only now it is known that the result of an earlier attempt's run is needed.
+            replacement = await self._parent.replace(self._call, self._flow_run, error)
+            if replacement is None:
                 raise
-            # A run of an earlier attempt. Only now it is known that its result is needed.
-            self._follow(await self._again(error))
-            self._again = None
-            return await self._wait()
+        self._follow(replacement)
+        return await self._result()
 
-    def _abandon(self) -> None:
-        if not self._final.done():
-            self._canceller.abandon(self._flow_run)
+    async def _read(self, state: State[Any]) -> R:
+        """Return what the child returned, validated, and linked to its run for the run graph."""
+        # The state's type first: reading the result of a failed child would raise about the
+        # storage, and hide the child's own message.
+        if state.type in ENDINGS:
+            error, verb, hint = ENDINGS[state.type]
+            raise error(
+                f"{self} {verb}: {state.message or 'no reason given'} ({hint} {self.url})",
+                run=self._info,
+            ) from await read_exception(state, self._returns)
+        cause: BaseException | None
+        try:
+            result = await read_value(state, self._returns)
+        except ValidationError as invalid:
+            reason, cause = f"is not what it should be: {invalid}. {AGREE}", invalid
+        except Unreadable as unreadable:
+            reason, cause = str(unreadable), unreadable.__cause__
+        else:
+            link_state_to_flow_run_result(state, result)
+            return result
+        raise ChildResultUnavailable(
+            f"{self} completed, but its result {reason} ({self.url})", run=self._info
+        ) from cause
 
     async def cancel(self) -> None:
         """Ask for the run's cancellation; a run that has ended stays as it is."""
-        if not self._final.done():
-            await self._loop.run(self._canceller.cancel(self.id))
+        await self._parent.cancel(self._flow_run)

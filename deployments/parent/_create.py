@@ -8,19 +8,18 @@ from uuid import UUID
 
 from prefect import Task
 from prefect.client.schemas.actions import DeploymentFlowRunCreate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Failed, Pending, Scheduled, to_state_create
 
 from deployments.parent._call import Call
-from deployments.parent._deployed import read_deployment
 from deployments.parent._errors import ChildError, ChildNotDeployed
 from deployments.parent._lineage import find_inputs
 from deployments.runs import PatientClient
 
-# Seconds until it is tried again where nothing came of it.
+# Seconds until the next try, where nothing came of one.
 BULK_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -31,7 +30,7 @@ class Request:
     Attributes:
         call: What is called.
         key: The idempotency key of the run.
-        fields: Of the run, as JSON data.
+        fields: The fields of the run, as JSON data.
         inputs: The children whose results its parameters hold.
         created: Becomes the run.
     """
@@ -57,7 +56,13 @@ class Request:
 
 
 class Creator:
-    """Create runs of deployments as children of a parent's run."""
+    """Create runs of deployments as children of a parent's run.
+
+    It does what `arun_deployment(as_subflow=True, timeout=0)` does, but repeatably. That
+    function numbers the task run, which ties a child to its parent, by a counter of the
+    attempt: a retried parent would tie its new children to the task runs of old ones. It
+    also reads the deployment anew for each run.
+    """
 
     def __init__(self, server: PatientClient, parent_id: UUID) -> None:
         self._server = server
@@ -65,12 +70,7 @@ class Creator:
         self._deployments: dict[str, DeploymentResponse] = {}
 
     async def create(self, name: str, requests: Iterable[Request]) -> None:
-        """Create the runs of requests for one deployment, each when it is its turn.
-
-        It does what `arun_deployment(as_subflow=True, timeout=0)` does, but repeatably. That
-        function numbers the task run, which ties a child to its parent, by a counter of the
-        attempt: a retried parent would tie its new children to the task runs of old ones. It
-        also reads the deployment anew for each run.
+        """Create the runs of requests for one deployment, each one when it is its turn.
 
         Raises:
             ChildNotDeployed: The deployment does not exist.
@@ -80,7 +80,7 @@ class Creator:
         prepared: list[Request] = []
         for request in requests:
             try:
-                await self._prepare(deployment, request)
+                await self._tie_to_parent(deployment, request)
             except PrefectHTTPStatusError as error:
                 request.created.set_exception(_refused(name, error))
             else:
@@ -97,10 +97,29 @@ class Creator:
 
     async def _find(self, name: str) -> DeploymentResponse:
         if name not in self._deployments:
-            self._deployments[name] = await read_deployment(self._server, name)
+            try:
+                deployment = await self._server.ask(
+                    lambda client: client.read_deployment_by_name(name)
+                )
+            except ObjectNotFound:
+                raise ChildNotDeployed(await self._explain_missing(name)) from None
+            self._deployments[name] = deployment
         return self._deployments[name]
 
-    async def _prepare(self, deployment: DeploymentResponse, request: Request) -> None:
+    async def _explain_missing(self, name: str) -> str:
+        flow_name = name.split("/")[0]
+        of_flow = FlowFilter.model_validate({"name": {"any_": [flow_name]}})
+        deployed = await self._server.ask(
+            lambda client: client.read_deployments(flow_filter=of_flow)
+        )
+        others = ", ".join(sorted(f"{flow_name}/{deployment.name}" for deployment in deployed))
+        return (
+            f"{name} is not deployed on {self._server.client.api_url}"
+            + (f" (there is {others})" if others else "")
+            + ": declare it in prefect.yaml and run `make deploy`"
+        )
+
+    async def _tie_to_parent(self, deployment: DeploymentResponse, request: Request) -> None:
         """Create the task run that ties a run to its parent."""
         call = request.call
         task = Task[[], None](name=call.deployment, fn=lambda: None, version=deployment.version)
@@ -120,13 +139,13 @@ class Creator:
     async def _create_in_bulk(
         self, deployment_id: UUID, requests: list[Request]
     ) -> dict[str | None, FlowRun]:
-        """Create runs with one request, and return those that are there then, by their keys."""
+        """Create runs with one request, and return those that exist then, by their keys."""
         state = to_state_create(Scheduled()).model_dump(mode="json", exclude_unset=True)
         body = [request.fields | {"state": state} for request in requests]
-        # What counts is what is there then. The answer may call runs created that the transaction
-        # then lost; and where the database was locked, it says 200, and nothing is there.
-        keys = FlowRunFilterIdempotencyKey(any_=[request.key for request in requests])
-        there = FlowRunFilter(idempotency_key=keys)
+        # The answer is not asked. It may call runs created that the transaction then lost; and
+        # where the database was locked, it says 200, and nothing exists.
+        keys = [request.key for request in requests]
+        created = FlowRunFilter.model_validate({"idempotency_key": {"any_": keys}})
         for pause in BULK_PAUSES:
             try:
                 await self._server.ask(
@@ -140,7 +159,7 @@ class Creator:
             except PrefectHTTPStatusError:
                 break  # the server does not know it, or refuses all of them for one
             runs = await self._server.ask(
-                lambda client: client.read_flow_runs(flow_run_filter=there)
+                lambda client: client.read_flow_runs(flow_run_filter=created)
             )
             if runs:
                 return {run.idempotency_key: run for run in runs}

@@ -1,13 +1,4 @@
-"""What can go wrong with a child.
-
-ChildError
-├── ChildNotDeployed        no such deployment on the server: nothing was started
-├── ChildFailed             its code raised
-├── ChildCrashed            its process died, never came up, or fell silent
-├── ChildCancelled          somebody cancelled it
-├── ChildTimedOut           it did not finish within `child(..., timeout=)`
-└── ChildResultUnavailable  it completed, but its result can't be read
-"""
+"""What can go wrong with a child: each subclass of `ChildError` is one of these."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +20,8 @@ class RunInfo:
     """Tell which run of a child it is.
 
     Attributes:
-        id: Of the flow run.
-        name: Of the flow run.
+        id: The id of the flow run.
+        name: The name of the flow run.
         deployment: `flow-name/deployment-name`.
         url: The run's page in the Prefect UI.
     """
@@ -42,7 +33,7 @@ class RunInfo:
 
     @classmethod
     def of(cls, run: FlowRun, deployment: str) -> Self:
-        """Return what there is to know of a flow run."""
+        """Return what tells a flow run from others."""
         return cls(run.id, run.name, deployment, url_for(run) or f"flow run {run.id}")
 
     def __str__(self) -> str:

@@ -20,7 +20,7 @@ class Loop:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
         self._ended = asyncio.Event()
-        # Who calls from another thread is either there before the end, or refused.
+        # A call from another thread comes before the end, or is refused.
         self._lock = threading.Lock()
         self._closed = False
         threading.Thread(target=self._live, name="children", daemon=True).start()

@@ -7,12 +7,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    ArtifactFilterKey,
-    ArtifactFilterType,
-)
+from prefect.client.schemas.filters import ArtifactFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.logging.loggers import LoggingAdapter
 
@@ -41,7 +36,7 @@ class Page:
     Args:
         server: The server to ask.
         flow_run: The parent's run.
-        logger: That of the parent's run.
+        logger: The logger of the parent's run.
     """
 
     def __init__(self, server: PatientClient, flow_run: FlowRun, logger: LoggingAdapter) -> None:
@@ -50,16 +45,16 @@ class Page:
         self._logger = logger
         self._rows: dict[UUID, Row] = {}
         self._artifacts: dict[str, UUID] = {}
-        # Whether there may be others: of an earlier attempt, or of a request that failed.
+        # Whether others may exist: of an earlier attempt, or of a request that failed.
         self._unsure = flow_run.run_count > 1
         self._published: dict[str, Any] = {}
         self._requests = 0
         self._updating = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, run: FlowRun, again: str = "") -> None:
+    def add(self, run: FlowRun, used_again: str) -> None:
         """Add a child, and how it is used again where an earlier attempt made it."""
-        self._rows[run.id] = Row.of(run, again)
+        self._rows[run.id] = Row(run, used_again)
         if self._task is None:
             self._task = asyncio.create_task(self._keep_up())
 
@@ -100,7 +95,7 @@ class Page:
         async for runs in read_pages(client, open_ended):
             self._requests += 1
             for run in runs:
-                self._rows[run.id] = Row.of(run, self._rows[run.id].again)
+                self._rows[run.id] = Row(run, self._rows[run.id].used_again)
         if self._unsure:
             self._requests += 1
             self._artifacts = await self._find_artifacts(client)
@@ -139,14 +134,13 @@ class Page:
         self._published[kind] = content
 
     async def _find_artifacts(self, client: PrefectClient) -> dict[str, UUID]:
-        """Return those that are there, by kind."""
-        artifacts = await client.read_artifacts(
-            artifact_filter=ArtifactFilter(
-                flow_run_id=ArtifactFilterFlowRunId(any_=[self._flow_run.id]),
-                key=ArtifactFilterKey(exists_=False),
-                type=ArtifactFilterType(any_=[*KINDS]),
-            )
-        )
+        """Return the artifacts that exist, by kind."""
+        ours = {
+            "flow_run_id": {"any_": [self._flow_run.id]},
+            "key": {"exists_": False},
+            "type": {"any_": [*KINDS]},
+        }
+        artifacts = await client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(ours))
         return {f"{found.type}": found.id for found in artifacts if found.metadata_ == MARK}
 
     async def _label(self, client: PrefectClient, content: str) -> None:

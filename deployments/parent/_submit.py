@@ -1,19 +1,22 @@
-"""Submitting the calls of one parent: each has exactly one run that counts."""
+"""Submitting the calls of one parent: each has exactly one run."""
 
 import asyncio
 from collections.abc import Callable, Iterator
+from typing import Any
 from uuid import UUID
 
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.logging.loggers import LoggingAdapter
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import AwaitingRetry
 
-from deployments.parent._call import Call, next_key
+from deployments.parent._call import Call, split_key
 from deployments.parent._create import Creator, Request
-from deployments.parent._earlier import EarlierRuns, counts
 from deployments.parent._errors import ChildResultUnavailable, RunInfo
 from deployments.parent._undo import Canceller
-from deployments.runs import PatientClient
+from deployments.runs import ALIVE, PatientClient, read_all
 
 # So many runs are created together at most: the first should not wait long for the last.
 BATCH = 20
@@ -29,14 +32,12 @@ class Submitter:
     so it goes as fast as the server answers. More at once is no faster on Postgres, and much
     slower on the embedded SQLite server, which then loses requests to "database is locked".
 
-    What was started for a caller that is cancelled meanwhile is undone by the canceller.
-
     Args:
         server: The server to ask.
-        parent_id: The parent's run.
-        logger: That of the parent's run.
-        canceller: Undoes what nobody waits for any more.
-        tell: Is told of each run, and how it is used again where an earlier attempt made it.
+        parent_id: The id of the parent's run.
+        logger: The logger of the parent's run.
+        canceller: Undoes what was started for a caller that is cancelled meanwhile.
+        publish: Called with each run, and how it is used again where an earlier attempt made it.
     """
 
     def __init__(
@@ -45,16 +46,19 @@ class Submitter:
         parent_id: UUID,
         logger: LoggingAdapter,
         canceller: Canceller,
-        tell: Callable[[FlowRun, str], None],
+        publish: Callable[[FlowRun, str], None],
     ) -> None:
+        self._server = server
+        self._parent_id = parent_id
         self._logger = logger
         self._canceller = canceller
-        self._tell = tell
-        self._earlier = EarlierRuns(server, parent_id)
+        self._publish = publish
         self._creator = Creator(server, parent_id)
+        self._earlier: dict[str, FlowRun] | None = None
+        self._reading = asyncio.Lock()
+        self._completed_earlier: set[UUID] = set()
         self._waiting: list[Request] = []
-        self._more = asyncio.Event()
-        self._sender: asyncio.Future[None] | None = None
+        self._creating = asyncio.Lock()
         self._closed = False
 
     def close(self) -> None:
@@ -63,91 +67,114 @@ class Submitter:
         for request in self._waiting:
             request.created.cancel()
         self._waiting.clear()
-        self._more.set()
 
     async def submit(self, call: Call, key: str) -> FlowRun:
-        """Create the run of a call; or find that of an earlier attempt which still counts.
+        """Return the run of a call: a new one, or that of an earlier attempt.
 
-        A run that completed or is still alive counts; one that failed, crashed or was cancelled
-        does not: it is retried where it has children, so that these count, and else made anew.
+        An earlier run that completed or is still alive is used. One that failed, crashed or was
+        cancelled is retried where it has children, so that these are used, and else made anew.
 
         Raises:
             ChildNotDeployed: The deployment does not exist.
             ChildError: The server refused the run.
         """
-        earlier = await self._earlier.find(key)
+        earlier = (await self._read_earlier()).get(key)
         if earlier is None:
-            return self._told("is created", call, await self._create(call, f"{key}:1"))
-        if counts(earlier):
-            if earlier.state is not None and earlier.state.is_completed():
-                how = "has completed before, and is used again"
-                return self._told(how, call, earlier, "used again")
-            return self._told("is attached again", call, earlier, "attached again")
-        if again := await self._retry(earlier):
-            return self._told("is retried, for it has children of its own", call, again, "retried")
-        return self._told("runs again", call, await self._create(call, next_key(earlier)))
+            return self._announce(call, await self._create(call, f"{key}:1"), "is created")
+        if earlier.state_type == StateType.COMPLETED:
+            self._completed_earlier.add(earlier.id)
+            how = "has completed before, and is used again"
+            return self._announce(call, earlier, how, "used again")
+        if earlier.state_type in ALIVE:
+            return self._announce(call, earlier, "is attached again", "attached again")
+        self._refuse_if_closed()
+        if retried := await self._canceller.start(self._retry(earlier)):
+            how = "is retried, for it has children of its own"
+            return self._announce(call, retried, how, "retried")
+        return await self._create_next(call, earlier)
 
-    async def resubmit(
-        self, call: Call, earlier: FlowRun, error: ChildResultUnavailable
-    ) -> FlowRun:
-        """Create another run of a call, in place of an earlier one whose result can't be read."""
+    async def replace(
+        self, call: Call, run: FlowRun, error: ChildResultUnavailable
+    ) -> FlowRun | None:
+        """Return a new run of a call, if the one without a result is of an earlier attempt."""
+        if run.id not in self._completed_earlier:
+            return None
         self._logger.warning("%s: it runs again", error)
-        return self._told("runs again", call, await self._create(call, next_key(earlier)))
+        return await self._create_next(call, run)
 
-    def _told(self, how: str, call: Call, run: FlowRun, again: str = "") -> FlowRun:
-        self._tell(run, again)
+    def _announce(self, call: Call, run: FlowRun, how: str, used_again: str = "") -> FlowRun:
+        self._publish(run, used_again)
         info = RunInfo.of(run, call.deployment)
         self._logger.info("Child %s %s: %s", info, how, info.url)
         return run
 
-    async def _retry(self, earlier: FlowRun) -> FlowRun | None:
-        self._refuse_if_closed()
-        retried = self._canceller.keep(self._earlier.retry(earlier))
-        try:
-            return await asyncio.shield(retried)
-        except asyncio.CancelledError:
-            self._canceller.undo(retried)
-            raise
+    async def _read_earlier(self) -> dict[str, FlowRun]:
+        """Return the latest run of each call of earlier attempts; they are read once."""
+        async with self._reading:
+            if self._earlier is None:
+                children = _children_of(self._parent_id)
+                runs = await self._server.ask(lambda client: read_all(client, children))
+                # Others were made by other means, such as a plain subflow.
+                ours = f"{self._parent_id}:"
+                runs = [run for run in runs if (run.idempotency_key or "").startswith(ours)]
+                runs.sort(key=lambda run: split_key(run)[1])
+                self._earlier = {split_key(run)[0]: run for run in runs}
+        return self._earlier
+
+    async def _retry(self, run: FlowRun) -> FlowRun | None:
+        """Retry a run that has children of its own, as *Retry* in the UI does."""
+
+        async def retry_once(client: PrefectClient) -> FlowRun | None:
+            if not await client.read_flow_runs(flow_run_filter=_children_of(run.id), limit=1):
+                return None
+            retried = await client.read_flow_run(run.id)
+            if retried.state is not None and retried.state.is_final():  # else it came through
+                state: State[Any] = AwaitingRetry(message="Its parent was retried")
+                await client.set_flow_run_state(run.id, state)
+                retried = await client.read_flow_run(run.id)
+            return retried
+
+        return await self._server.ask(retry_once)
+
+    async def _create_next(self, call: Call, earlier: FlowRun) -> FlowRun:
+        key, number = split_key(earlier)
+        run = await self._create(call, f"{key}:{number + 1}")
+        return self._announce(call, run, "runs again")
 
     async def _create(self, call: Call, key: str) -> FlowRun:
         # In the caller's context: what fails fails there, and its flow run knows the results.
         request = await Request.of(call, key)
         self._refuse_if_closed()
         self._waiting.append(request)
-        self._more.set()
-        if self._sender is None:
-            self._sender = self._canceller.keep(self._send())
         try:
-            return await asyncio.shield(request.created)
+            return await self._canceller.start(self._send(request))
         except asyncio.CancelledError:
             if request in self._waiting:
                 self._waiting.remove(request)
-            else:
-                self._canceller.undo(request.created)
+                request.created.cancel()
             raise
 
     def _refuse_if_closed(self) -> None:
         if self._closed:  # a sibling failed, and the parent with it
             raise asyncio.CancelledError("the parent has ended")
 
-    async def _send(self) -> None:
-        """Create the runs of calls as they come, those of one deployment together."""
-        # No retries of Prefect's client, with pauses of 2, 4, 8 s: `PatientClient` makes them.
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-            while not self._closed:
-                await self._more.wait()
-                self._more.clear()
-                while self._waiting:
-                    name = self._waiting[0].call.deployment
-                    batch = [one for one in self._waiting if one.call.deployment == name][:BATCH]
-                    for request in batch:
-                        self._waiting.remove(request)
+    async def _send(self, request: Request) -> FlowRun:
+        """Create the run of a request, together with those that wait for the same deployment."""
+        async with self._creating:
+            if request in self._waiting:
+                name = request.call.deployment
+                same = [other for other in self._waiting if other.call.deployment == name]
+                batch = same[:BATCH]
+                self._waiting = [other for other in self._waiting if other not in batch]
+                # No pauses of Prefect's client, of 2, 4, 8 s: `PatientClient` makes shorter ones.
+                with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
                     try:
                         await self._creator.create(name, self._unless_closed(batch))
                     except Exception as error:  # noqa: BLE001 - it is the callers' to handle
-                        for request in batch:
-                            if not request.created.done():
-                                request.created.set_exception(error)
+                        for unanswered in batch:
+                            if not unanswered.created.done():
+                                unanswered.created.set_exception(error)
+        return await request.created
 
     def _unless_closed(self, batch: list[Request]) -> Iterator[Request]:
         for request in batch:
@@ -155,3 +182,7 @@ class Submitter:
                 request.created.cancel()
             else:
                 yield request
+
+
+def _children_of(run_id: UUID) -> FlowRunFilter:
+    return FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [run_id]}})

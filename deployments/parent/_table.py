@@ -1,16 +1,15 @@
-"""What there is to say about a parent's children, as Markdown."""
+"""What a parent's page says about its children, as Markdown."""
 
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Self
 
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.utilities.urls import url_for
 
-# The label of a nested parent's run that tells the one above what is to say about its children.
+# The label of a nested parent's run that tells the one above how its children are.
 LABEL = "deployments.children"
 
 # So many children the table has, and so many characters a message: Prefect's first UI breaks no
@@ -42,48 +41,28 @@ class Row:
     """One child of a parent.
 
     Attributes:
-        name: Of the run.
-        url: The run's page in the Prefect UI, where it is known.
-        type: Of the state.
-        state: Its name.
-        message: Its message.
-        expected: When it was to start.
-        started: When it did.
-        ended: When it ended.
-        ran: For how long, in all attempts.
-        children: What a nested parent says about its own children.
-        again: How a run of an earlier attempt of the parent is used again.
+        run: The child's run.
+        used_again: How a run of an earlier attempt of the parent is used again.
     """
 
-    name: str
-    url: str | None
-    type: StateType
-    state: str
-    message: str
-    expected: datetime | None
-    started: datetime | None
-    ended: datetime | None
-    ran: timedelta
-    children: str
-    again: str
+    run: FlowRun
+    used_again: str = ""
 
-    @classmethod
-    def of(cls, run: FlowRun, again: str = "") -> Self:
-        """Return what there is to say about a run."""
-        state = run.state
-        return cls(
-            name=run.name,
-            url=url_for(run),
-            type=state.type if state else StateType.SCHEDULED,
-            state=(state.name if state else None) or "Scheduled",
-            message=(state.message if state else None) or "",
-            expected=run.expected_start_time,
-            started=run.start_time,
-            ended=state.timestamp if state and state.is_final() else None,
-            ran=run.total_run_time,
-            children=str(run.labels.get(LABEL, "")),
-            again=again,
-        )
+    @property
+    def type(self) -> StateType:
+        """The type of the run's state."""
+        return self.run.state.type if self.run.state else StateType.SCHEDULED
+
+    @property
+    def state(self) -> str:
+        """The name of the run's state."""
+        return (self.run.state and self.run.state.name) or "Scheduled"
+
+    @property
+    def ended(self) -> datetime | None:
+        """When the run ended."""
+        state = self.run.state
+        return state.timestamp if state and state.is_final() else None
 
 
 def percentage(rows: Collection[Row]) -> float:
@@ -102,9 +81,9 @@ def tabulate(rows: Collection[Row]) -> str:
     It is the same as long as no child has changed: what runs is told since when, not how long.
     """
     lines = [f"**{escape(sum_up(rows))}**", ""]
-    if again := Counter(row.again for row in rows if row.again):
-        told = ", ".join(f"{number} {how}" for how, number in again.items())
-        lines += [f"Of an earlier attempt: {told}.", ""]
+    if used_again := Counter(row.used_again for row in rows if row.used_again):
+        counted = ", ".join(f"{number} {how}" for how, number in used_again.items())
+        lines += [f"Of an earlier attempt: {counted}.", ""]
     lines += ["| child | state | waited | ran | message |", "|---|---|---:|---:|---|"]
     ordered = sorted(rows, key=_order)
     lines += [_line(row) for row in ordered[:SHOWN]]
@@ -117,46 +96,49 @@ def _count_ended(rows: Iterable[Row]) -> int:
     return sum(row.ended is not None for row in rows)
 
 
-def _count(rows: Collection[Row]) -> str:
-    states = Counter(
-        (ORDER.index(row.type), row.state) for row in sorted(rows, key=lambda row: row.state)
-    )
+def _count(rows: Iterable[Row]) -> str:
+    states = Counter((ORDER.index(row.type), row.state) for row in rows)
     return ", ".join(f"{number} {state}" for (_, state), number in sorted(states.items()))
 
 
 def _order(row: Row) -> tuple[int, float, float, str]:
-    since = row.started or row.expected
     place = 0 if row.type in FAILURES else ORDER.index(row.type)
-    started = since.timestamp() if since and not row.ended else 0
-    return place, -row.ran.total_seconds() if row.ended else 0, started, row.name
+    if row.ended:
+        return place, -row.run.total_run_time.total_seconds(), 0, row.run.name
+    since = row.run.start_time or row.run.expected_start_time
+    return place, 0, since.timestamp() if since else 0, row.run.name
 
 
 def _line(row: Row) -> str:
-    name = escape(row.name)
+    name, url = escape(row.run.name), url_for(row.run)
     state = escape(row.state)
-    if row.again:
-        state += f", {row.again}"
-    if row.children:
-        state += f" ({escape(row.children)})"
-    failed = row.ended and row.type != StateType.COMPLETED
-    message = row.message.removeprefix(PREFIX) if failed else ""
+    if row.used_again:
+        state += f", {row.used_again}"
+    if children := row.run.labels.get(LABEL):
+        state += f" ({escape(str(children))})"
+    message = ""
+    if row.run.state and row.ended and row.type != StateType.COMPLETED:
+        message = (row.run.state.message or "").removeprefix(PREFIX)
     if len(message) > MESSAGE_LENGTH:
         message = f"{message[:MESSAGE_LENGTH]} …"
-    cells = [f"[{name}]({row.url})" if row.url else name, state, *_times(row), escape(message)]
+    cells = [f"[{name}]({url})" if url else name, state, *_times(row), escape(message)]
     return f"| {' | '.join(cells)} |"
 
 
 def _times(row: Row) -> tuple[str, str]:
-    """Return how long it waited to start, and how long it ran."""
-    start = row.started or row.ended
-    if row.expected is None or (start and start < row.expected):  # the latter: it was retried
-        waited = ""
-    else:
-        waited = _write(start - row.expected) if start else _since(row.expected)
+    """Return how long a child waited to start, and how long it ran."""
+    run = row.run
+    expected, start = run.expected_start_time, run.start_time or row.ended
+    waited = ran = ""
+    if expected and not start:
+        waited = _since(expected)
+    elif expected and start and start >= expected:  # or it was retried
+        waited = _write(start - expected)
     if row.ended:
-        return waited, _write(row.ran)
-    running = row.started and row.type != StateType.SCHEDULED
-    return waited, _since(row.started) if row.started and running else ""
+        ran = _write(run.total_run_time)
+    elif run.start_time and row.type != StateType.SCHEDULED:
+        ran = _since(run.start_time)
+    return waited, ran
 
 
 def _write(duration: timedelta) -> str:

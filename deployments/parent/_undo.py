@@ -1,7 +1,7 @@
 """Cancelling single runs of a parent, and what else goes on when its caller is cancelled."""
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 
 from deployments.runs import LEAVE_RUNNING, PatientClient, cancel_run
 
-R = TypeVar("R")
+R = TypeVar("R", bound=FlowRun | None)
 
 # How long the end of a parent waits for what is under way.
 CLOSE_SECONDS = 60.0
@@ -29,19 +29,7 @@ class Canceller:
         self._server = server
         self._deadline = deadline
         self._cancelling = asyncio.Lock()
-        self._under_way: set[asyncio.Future[Any]] = set()
-
-    def keep(self, work: Coroutine[Any, Any, R]) -> asyncio.Future[R]:
-        """Do some work that goes on when its caller is cancelled."""
-        future = asyncio.ensure_future(work)
-        self._under_way.add(future)
-        future.add_done_callback(self._done)
-        return future
-
-    def _done(self, future: asyncio.Future[Any]) -> None:
-        self._under_way.discard(future)
-        if not future.cancelled():
-            future.exception()  # seen: where nobody waits for it, the parent's end makes up for it
+        self._under_way: set[asyncio.Task[Any]] = set()
 
     async def finish(self) -> None:
         """Wait a while for what is under way."""
@@ -50,9 +38,19 @@ class Canceller:
             if not done:
                 break
 
+    async def start(self, starting: Coroutine[Any, Any, R]) -> R:
+        """Wait for a run to be started; if the caller is cancelled, it is abandoned then."""
+        # A run can't be cancelled before its id is known.
+        task = self._go_on(starting)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._go_on(self._undo(task))
+            raise
+
     async def cancel(self, run_id: UUID) -> None:
         """Ask for a run's cancellation, also if this is cancelled itself."""
-        await asyncio.shield(self.keep(self._cancel(run_id)))
+        await asyncio.shield(self._go_on(self._cancel(run_id)))
 
     def abandon(self, run: FlowRun) -> None:
         """Cancel a run that nobody waits for any more, where it is not to run on.
@@ -61,15 +59,27 @@ class Canceller:
         """
         # When the parent's own time is up, its end knows whether the child is still needed.
         if LEAVE_RUNNING not in run.tags and not self.time_is_up():
-            self.keep(self._cancel(run.id))
-
-    def undo(self, starting: Awaitable[FlowRun | None]) -> None:
-        """Abandon a run that is being started: it can't be cancelled before its id is known."""
-        self.keep(self._undo(starting))
+            self._go_on(self._cancel(run.id))
 
     def time_is_up(self) -> bool:
         """Tell whether the parent is cancelled by its own `timeout_seconds`."""
         return anyio.current_time() >= self._deadline
+
+    def _go_on(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Do some work that goes on when its caller is cancelled."""
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: where nobody waits for it, the parent's end makes up for it
+
+    async def _undo(self, starting: asyncio.Task[FlowRun | None]) -> None:
+        if run := await starting:  # where nothing was started, nothing is to undo
+            self.abandon(run)
 
     async def _cancel(self, run_id: UUID) -> None:
         async def one_at_a_time(client: PrefectClient) -> None:
@@ -77,7 +87,3 @@ class Canceller:
                 await cancel_run(client, run_id)
 
         await self._server.ask(one_at_a_time)
-
-    async def _undo(self, starting: Awaitable[FlowRun | None]) -> None:
-        if run := await starting:  # where nothing was started, nothing is to undo
-            self.abandon(run)

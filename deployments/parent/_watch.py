@@ -10,25 +10,25 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.filters import FlowRunFilterState
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.events.clients import get_events_subscriber
-from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
-from prefect.events.schemas.events import Event, ResourceSpecification
+from prefect.events.filters import EventFilter
+from prefect.events.schemas.events import Event
 from prefect.logging.loggers import LoggingAdapter
 
 from deployments.parent._errors import WHICH_LIMIT, ChildError
 from deployments.runs import confirm_cancelled, explain_waiting, read_pages, unreachable
 
 # Those that have ended, or soon will.
-ENDED = FlowRunFilterState(
-    type=FlowRunFilterStateType(any_=[*TERMINAL_STATES, StateType.CANCELLING])
+ENDED = FlowRunFilterState.model_validate(
+    {"type": {"any_": [*TERMINAL_STATES, StateType.CANCELLING]}}
 )
 # Of a run that was called crashed: what only its own process can say.
 WENT_ON = (StateType.COMPLETED.value, StateType.FAILED.value)
 # A missed event costs this much delay, and idle waiting costs one request in this time.
 READ_SECONDS = 5.0
-# So often it is a read of all that wait, whatever their state: one that is not there was deleted.
+# So often it is a read of all that wait, whatever their state: one that is missing was deleted.
 READS = 4
 # The events of a burst share one request.
 BURST_SECONDS = 0.05
@@ -43,7 +43,7 @@ class Watcher:
 
     Args:
         client: The client to read with.
-        logger: That of the parent's run.
+        logger: The logger of the parent's run.
         give_up_after: Seconds without any answer of the server after which waiting fails.
     """
 
@@ -168,17 +168,16 @@ class Watcher:
 
 
 def _is_crashed(final: asyncio.Future[State[Any]]) -> bool:
-    told = final.done() and not final.cancelled() and final.exception() is None
-    return told and final.result().is_crashed()
+    known = final.done() and not final.cancelled() and final.exception() is None
+    return known and final.result().is_crashed()
 
 
 def _final_states() -> EventFilter:
     # A new one for each subscription, since the subscriber writes into its filter.
-    return EventFilter(
-        event=EventNameFilter(prefix=["prefect.flow-run."]),
-        resource=EventResourceFilter(
-            labels=ResourceSpecification(
-                {"prefect.state-type": [state.value for state in TERMINAL_STATES]}
-            )
-        ),
+    states = [state.value for state in TERMINAL_STATES]
+    return EventFilter.model_validate(
+        {
+            "event": {"prefix": ["prefect.flow-run."]},
+            "resource": {"labels": {"prefect.state-type": states}},
+        }
     )

@@ -53,36 +53,53 @@ def sort_sets(value: Any, data: Any) -> Any:
     """
     if isinstance(value, RootModel):
         return sort_sets(value.root, data)
-    if isinstance(data, list) and isinstance(value, SETS) and len(data) == len(value):
+    kind, parts = _take_apart(value)
+    if isinstance(data, list) and len(data) == len(parts):
+        if kind not in SETS:
+            return list(map(sort_sets, parts.values(), data))
         # The data may be of another process, where the set had another order.
         elements = sorted(
-            value, key=lambda each: _unordered(to_jsonable_python(each, fallback=repr))
+            value, key=lambda element: _unordered(to_jsonable_python(element, fallback=repr))
         )
         items = map(sort_sets, elements, sorted(data, key=_unordered))
-        return sorted(items, key=_sorting)
-    parts = _parts(value)
-    if isinstance(data, list) and len(data) == len(parts):
-        return [sort_sets(part, item) for part, item in zip(parts.values(), data, strict=True)]
+        return sorted(items, key=lambda item: json.dumps(item, sort_keys=True))
     if isinstance(data, dict):
-        if isinstance(value, Mapping):  # a key may be another one in JSON
+        if kind is Mapping:  # a key may be another one in JSON
             if len(data) < len(parts):
                 raise ValueError("two of its keys are the same text in JSON")
             parts = dict(zip(data, parts.values(), strict=False))
         else:
-            parts |= _computed(value) | {
-                field.serialization_alias: parts[name]
-                for name, field in getattr(type(value), "__pydantic_fields__", {}).items()
-                if name in parts and field.serialization_alias
-            }
+            parts = parts | _written_by_pydantic(value, parts)
         return {key: sort_sets(parts.get(key), item) for key, item in data.items()}
     return data
+
+
+def _written_by_pydantic(value: Any, parts: dict[str, Any]) -> dict[str, Any]:
+    """Return what pydantic writes of a value besides its parts: by alias, and what it computes."""
+    decorators = getattr(type(value), "__pydantic_decorators__", None)
+    computed = decorators.computed_fields if decorators else {}
+    fields = getattr(type(value), "__pydantic_fields__", {})
+    return {field.info.alias or name: getattr(value, name) for name, field in computed.items()} | {
+        field.serialization_alias: parts[name]
+        for name, field in fields.items()
+        if name in parts and field.serialization_alias
+    }
+
+
+def _unordered(data: Any) -> str:
+    """Return JSON data as text that is the same for every order of what it has in lists."""
+    if isinstance(data, list):
+        return f"[{','.join(sorted(map(_unordered, data)))}]"
+    if isinstance(data, dict):
+        return f"{{{','.join(sorted(f'{key}:{_unordered(data[key])}' for key in data))}}}"
+    return json.dumps(data)
 
 
 def holds_secret(value: Any) -> bool:
     """Tell whether a value is a secret that is not empty, or has one at any depth."""
     if isinstance(value, SECRETS):
         return bool(value.get_secret_value())
-    return any(holds_secret(part) for part in _parts(value).values())
+    return any(map(holds_secret, _take_apart(value)[1].values()))
 
 
 def may_be_secret(core_schema: Any) -> bool:
@@ -103,7 +120,7 @@ def count_unread(value: Any) -> int:
     """Return how many parts of what became of marked data were read by no type."""
     if type(value) in UNREAD.values():
         return 1
-    return sum(map(count_unread, _parts(value).values()))
+    return sum(map(count_unread, _take_apart(value)[1].values()))
 
 
 def is_equal(value: Any, arrived: Any) -> bool:
@@ -114,15 +131,14 @@ def is_equal(value: Any, arrived: Any) -> bool:
     """
     if type(arrived) in UNREAD.values():
         return _same_data(value, arrived)
-    kind = None if value is arrived else _kind(value)
-    if kind is None or kind != _kind(arrived):
+    (kind, ours), (other_kind, theirs) = _take_apart(value), _take_apart(arrived)
+    if value is arrived or kind is None or kind != other_kind:
         return _equals(value, arrived)
-    ours, theirs = _parts(value), _parts(arrived)
-    if isinstance(value, BaseModel):  # its serializer may have added to it: a block's does
-        theirs = {key: part for key, part in theirs.items() if key in ours}
-    if isinstance(value, SETS):
+    if kind in SETS:
         unread = count_unread(arrived) == len(arrived)
         return value == arrived or (unread and _same_data(value, arrived))
+    if isinstance(value, BaseModel):  # its serializer may have added to it: a block's does
+        theirs = {key: part for key, part in theirs.items() if key in ours}
     return len(ours) == len(theirs) and all(
         is_equal(key, other) and is_equal(part, other_part)
         for (key, part), (other, other_part) in zip(ours.items(), theirs.items(), strict=True)
@@ -145,45 +161,21 @@ def _same_data(value: Any, other: Any) -> bool:
         return False
 
 
-def _kind(value: Any) -> Any:
-    """Return what two values have in common whose parts may be compared."""
-    if isinstance(value, BaseModel):
-        return value.__pydantic_generic_metadata__["origin"] or type(value)
-    if _is_dataclass(value):
-        return type(value)
-    return next((kind for kind in (Mapping, ARRAYS, *SETS) if isinstance(value, kind)), None)
+def _take_apart(value: Any) -> tuple[Any, dict[Any, Any]]:
+    """Return a value's kind, and its parts by field, key or number.
 
-
-def _parts(value: Any) -> dict[Any, Any]:
-    """Return what a value is made of: by field, key or number."""
+    Those of two values of one kind may be compared. Where the kind is None, there are none.
+    """
     if isinstance(value, BaseModel):
         names = [name for name in type(value).model_fields if name in value.__dict__]
-        return {name: value.__dict__[name] for name in names} | (value.model_extra or {})
-    if _is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        parts = {name: value.__dict__[name] for name in names} | (value.model_extra or {})
+        return value.__pydantic_generic_metadata__["origin"] or type(value), parts
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return type(value), {field.name: getattr(value, field.name) for field in fields}
     if isinstance(value, Mapping):
-        return dict(value)
-    return dict(enumerate(value)) if isinstance(value, ARRAYS + SETS) else {}
-
-
-def _computed(value: Any) -> dict[str, Any]:
-    decorators = getattr(type(value), "__pydantic_decorators__", None)
-    computed = decorators.computed_fields if decorators else {}
-    return {field.info.alias or name: getattr(value, name) for name, field in computed.items()}
-
-
-def _is_dataclass(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _sorting(data: Any) -> str:
-    return json.dumps(data, sort_keys=True)
-
-
-def _unordered(data: Any) -> str:
-    """Return JSON data as text that is the same for every order of what it has in lists."""
-    if isinstance(data, list):
-        return f"[{','.join(sorted(map(_unordered, data)))}]"
-    if isinstance(data, dict):
-        return f"{{{','.join(sorted(f'{key}:{_unordered(data[key])}' for key in data))}}}"
-    return json.dumps(data)
+        return Mapping, dict(value)
+    for kind in (ARRAYS, *SETS):
+        if isinstance(value, kind):
+            return kind, dict(enumerate(value))
+    return None, {}

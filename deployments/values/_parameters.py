@@ -91,10 +91,9 @@ def to_json(
     Raises:
         ValueError: There is no such data, or too much for the server.
     """
-    parameters = {
-        name: _to_json(flow, name, given[name], argument) for name, argument in arguments.items()
-    }
-    return _check_size(flow.name, parameters)
+    return _check_size(
+        flow.name, {name: _to_json(flow, name, given[name], arguments[name]) for name in arguments}
+    )
 
 
 def to_json_untyped(flow_name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -103,11 +102,10 @@ def to_json_untyped(flow_name: str, arguments: dict[str, Any]) -> dict[str, Any]
     Raises:
         ValueError: There is no such data, or too much for the server.
     """
-    parameters = {
-        name: to_json_option(f"{flow_name}: parameter {name}", argument)
-        for name, argument in arguments.items()
-    }
-    return _check_size(flow_name, parameters)
+    where = f"{flow_name}: parameter"
+    return _check_size(
+        flow_name, {name: to_json_option(f"{where} {name}", arguments[name]) for name in arguments}
+    )
 
 
 def to_json_option(where: str, value: Any) -> Any:
@@ -149,16 +147,12 @@ def _to_json(flow: Flow[..., Any], name: str, given: Any, argument: Any) -> Any:
             equal = equal and (options is None or dump(arrived, options) == data)
         except Exception as error:  # noqa: BLE001 - so may a validator
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-            problems.append(f"would be refused when it arrives, as {_shown(data)}: {why}")
+            problems.append(f"would be refused when it arrives, as {data!r:.200}: {why}")
             continue
         if equal:
             return data
-        problems.append(f"would arrive as {_shown(arrived)}: let its type read what it writes")
+        problems.append(f"would arrive as {arrived!r:.200}: let its type read what it writes")
     raise ValueError(f"{where} {problems[0]}")
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:200]
 
 
 def _no_json(error: Exception) -> str:
@@ -210,15 +204,16 @@ def _adapter(
     name: str, fn: Callable[..., Any], partial: bool = False
 ) -> TypeAdapter[dict[str, Any]]:
     hints = type_hints(name, fn)
+    # Prefect does not look into these two.
+    variadic: dict[Any, Any] = {
+        inspect.Parameter.VAR_POSITIONAL: list[JsonValue],
+        inspect.Parameter.VAR_KEYWORD: dict[str, JsonValue],
+    }
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(fn).parameters.values():
-        hint = hints.get(parameter.name, Any)
-        required = parameter.default is parameter.empty and not partial
-        if parameter.kind is parameter.VAR_POSITIONAL:  # Prefect does not look into these two
-            hint, required = list[JsonValue], False
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            hint, required = dict[str, JsonValue], False
-        fields[parameter.name] = hint if required else NotRequired[hint]
+        hint = variadic.get(parameter.kind) or hints.get(parameter.name, Any)
+        optional = partial or parameter.kind in variadic or parameter.default is not parameter.empty
+        fields[parameter.name] = NotRequired[hint] if optional else hint
     # TypedDict, not a model: a parameter may be called `json` or `copy`.
     schema = cast(Any, TypedDict)(name, fields)
     schema.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")

@@ -74,7 +74,7 @@ class Returns(Generic[R]):
         self._schemas: dict[Any, CoreSchema] = {None: _core_schema(annotation)}
         self._validators: dict[tuple[type | None, int | None], SchemaValidator] = {}
         named = dict.fromkeys(_classes_in(annotation))
-        known = [each for cls in named for each in _subclasses_of(cls)]
+        known = [subclass for cls in named for subclass in _subclasses_of(cls)]
         claims = Counter(name for cls in named for name in _names(cls))
         # The data tells the members of a union apart by name, if no two have the same.
         self._classes = {
@@ -94,11 +94,7 @@ class Returns(Generic[R]):
         return cls(annotation, (serializer,), flow.result_storage, whole=True)
 
     def load(self, blob: bytes, written_by: str) -> R:
-        """Return what a child returned: an equal value.
-
-        Args:
-            blob: What a serializer wrote.
-            written_by: The type of the serializer.
+        """Return what a child returned: an equal value, from what a serializer wrote.
 
         Raises:
             ValidationError: It does not fit.
@@ -106,8 +102,12 @@ class Returns(Generic[R]):
             Exception: Whatever the serializer raises.
         """
         serializer, data = self.decode(blob, written_by)
-        if _is_plain_json(serializer):
-            return self._load_json(data, serializer)
+        inner = getattr(serializer, "serializer", serializer)  # of a compressed one
+        if isinstance(inner, JSONSerializer) and inner.object_decoder is None:
+            try:
+                return self._load_json(data, serializer, by_alias=False)  # Prefect writes names
+            except (Unreadable, ValidationError):
+                return self._load_json(data, serializer, by_alias=True)  # a model may write these
         result: R = self._read(data)
         if is_equal(data, result) or is_equal(data, serializer.loads(serializer.dumps(result))):
             return result
@@ -128,48 +128,39 @@ class Returns(Generic[R]):
             "give its flow a result_serializer, and make the deployed code and this parent's agree"
         )
 
-    def _load_json(self, data: Any, serializer: Serializer[Any]) -> R:
+    def _load_json(self, data: Any, serializer: Serializer[Any], by_alias: bool) -> R:
         """Return that of which the child would have written the same data."""
-        problems: list[Exception] = []
-        for by_alias in (False, True):  # Prefect writes names, but a model may write aliases
-            try:
-                result = self._read(data, by_alias)
-            except ValidationError as error:
-                problems.append(error)
-                continue
-            if holds_secret(result):
+        result = self._read(data, by_alias)
+        if holds_secret(result):
+            raise Unreadable(
+                "is or holds a secret, for which JSON has asterisks: return the name of a Secret "
+                "block"
+            )
+        try:
+            written = serializer.loads(serializer.dumps(result))
+            place = _find_change(result, written, data, self._whole)
+        except Exception:  # noqa: BLE001 - a serializer of the user's may raise anything
+            raise _changed(()) from None
+        # What was written with its class is plain data only where no type reads it.
+        lost = _count_lost(written, data) if self._whole and written != data else 0
+        if lost and count_unread(self._read(data, by_alias, mark=mark)) < lost:
+            place = place or ()
+        if place is not None:
+            raise _changed(place)
+        for turn in range(max(map(_widest_union, self._schemas.values()))):
+            same = False
+            with contextlib.suppress(Exception):  # what it does not read or write, it was not
+                other = self._read(data, by_alias, turn)
+                rewritten = serializer.loads(serializer.dumps(other))
+                # A text, for one, is no date: that would have been written with its class.
+                same = _count_classes(rewritten) == _count_classes(written)
+                same = same and _find_change(other, rewritten, written) is None
+            if same and not is_equal(result, other):
                 raise Unreadable(
-                    "is or holds a secret, for which JSON has asterisks: return the name of a "
-                    "Secret block"
+                    "may be one or another member of a union, whose JSON is the same: make it "
+                    f"one type, or tell them apart by a discriminator, or {ADVICE}"
                 )
-            try:
-                written = serializer.loads(serializer.dumps(result))
-                place = _find_change(result, written, data, self._whole)
-            except Exception:  # noqa: BLE001 - a serializer of the user's may raise anything
-                problems.append(_changed(()))
-                continue
-            # What was written with its class is plain data only where no type reads it.
-            lost = _count_lost(written, data) if self._whole and written != data else 0
-            if lost and count_unread(self._read(data, by_alias, mark=mark)) < lost:
-                place = place or ()
-            if place is not None:
-                problems.append(_changed(place))
-                continue
-            for turn in range(max(map(_widest_union, self._schemas.values()))):
-                same = False
-                with contextlib.suppress(Exception):  # what it does not read or write, it was not
-                    other = self._read(data, by_alias, turn)
-                    again = serializer.loads(serializer.dumps(other))
-                    # A text, for one, is no date: that would have been written with its class.
-                    same = _count_classes(again) == _count_classes(written)
-                    same = same and _find_change(other, again, written) is None
-                if same and not is_equal(result, other):
-                    raise Unreadable(
-                        "may be one or another member of a union, whose JSON is the same: make it "
-                        f"one type, or tell them apart by a discriminator, or {ADVICE}"
-                    )
-            return result
-        raise problems[-1]
+        return result
 
     def _read(
         self,
@@ -185,16 +176,13 @@ class Returns(Generic[R]):
             by_alias: Whether by the aliases of fields, too.
             turn: Which member of each union is tried first; by default, that which fits best.
             mark: Marks the data of classes that the annotation does not name.
-
-        Raises:
-            ValidationError: It does not fit.
         """
 
         def restore(name: str, data: Any) -> Any:
             # The class tells the members of a union apart. Only those that the annotation names:
             # the child's own have other modules here, and a name in data must import nothing.
             if cls := self._classes.get(name) or self._classes.get(_short(name)):
-                with contextlib.suppress(PydanticSchemaGenerationError, ValidationError):
+                with contextlib.suppress(ValidationError):
                     # As JSON, which strict types take for dates, and some have bytes in base64.
                     text = json.dumps(data)
                     validator = self._validator(cls, turn)
@@ -210,7 +198,7 @@ class Returns(Generic[R]):
         """Return what reads a class, or the annotation."""
         if (cls, turn) not in self._validators:
             if cls not in self._schemas:
-                self._schemas[cls] = TypeAdapter[Any](cls).core_schema  # type: ignore[arg-type]
+                self._schemas[cls] = _core_schema(cls)
             schema = self._schemas[cls]
             # The parts of a schema have validators already, in which no union takes turns.
             self._validators[cls, turn] = SchemaValidator(
@@ -234,35 +222,29 @@ def _find_change(value: Any, ours: Any, theirs: Any, whole: bool = True) -> Plac
     if ours == theirs:
         return None
     ours, theirs = (sort_sets(value, _unwrap(data)) for data in (ours, theirs))
-    return _find_difference(ours, theirs, (), whole)
+    return _find_difference(ours, theirs, whole)
 
 
-def _find_difference(ours: Any, theirs: Any, place: Place, whole: bool) -> Place | None:
+def _find_difference(ours: Any, theirs: Any, whole: bool, place: Place = ()) -> Place | None:
     """Return where two pieces of JSON data differ, if anywhere."""
-    if not _are_alike(ours, theirs, whole):
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            odd = (key for key in (*ours, *theirs) if key not in ours or key not in theirs)
-            return (*place, next(odd))
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
         same = ours == theirs or (ours != ours and theirs != theirs)  # or both are NaN
         return None if same else place
-    for key in ours if isinstance(ours, dict) else range(len(ours)):
-        found = _find_difference(ours[key], theirs[key], (*place, key), whole)
+    for key in ours | theirs if whole else ours:
+        found: Place | None = (*place, key)
+        if key in ours and key in theirs:
+            found = _find_difference(ours[key], theirs[key], whole, (*place, key))
         if found is not None:
             return found
     return None
 
 
-def _are_alike(ours: Any, theirs: Any, whole: bool) -> bool:
-    """Tell whether two pieces of JSON data have the same keys, or as many items."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        return ours.keys() == theirs.keys() or (not whole and ours.keys() <= theirs.keys())
-    return isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs)
-
-
 def _unwrap(data: Any, read: Callable[[str, Any], Any] = lambda _, data: data) -> Any:
     """Take Prefect's wrapper, a class by name and its data, off what JSON does not know."""
     if isinstance(data, list):
-        return [_unwrap(each, read) for each in data]
+        return [_unwrap(item, read) for item in data]
     if not isinstance(data, dict):
         return data
     if data.keys() == EXCEPTION:
@@ -274,7 +256,7 @@ def _unwrap(data: Any, read: Callable[[str, Any], Any] = lambda _, data: data) -
         return read(data["__class__"], data["data"])
     if data.keys() == WRAPPER and data["__class__"] == STATE:  # a flow returned a future, or some
         return data["data"]["data"]["result"]
-    return {key: _unwrap(each, read) for key, each in data.items()}
+    return {key: _unwrap(item, read) for key, item in data.items()}
 
 
 def _has_class(data: Any) -> bool:
@@ -301,7 +283,7 @@ def _count_lost(ours: Any, theirs: Any) -> int:
     return sum(map(_count_lost, ours, theirs)) if both_lists else 0
 
 
-def _without_decoder(serializer: Serializer[Any]) -> Serializer[Any]:
+def _without_decoder(serializer: Any) -> Any:
     """Return a serializer that leaves JSON as it is, where the given one is Prefect's for JSON.
 
     Its decoder imports the classes that the data names (`prefect_json_object_decoder`).
@@ -313,12 +295,6 @@ def _without_decoder(serializer: Serializer[Any]) -> Serializer[Any]:
         inner = _without_decoder(serializer.serializer)
         return serializer.model_copy(update={"serializer": inner})
     return serializer
-
-
-def _is_plain_json(serializer: Serializer[Any]) -> bool:
-    if isinstance(serializer, CompressedSerializer):
-        return _is_plain_json(serializer.serializer)
-    return isinstance(serializer, JSONSerializer) and serializer.object_decoder is None
 
 
 def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -354,12 +330,17 @@ def _turned(schema: Any, turn: int) -> Any:
 
 def _widest_union(schema: Any) -> int:
     """Return how many members the union in a core schema has that has most."""
-    if isinstance(schema, list | tuple):
-        return max(map(_widest_union, schema), default=0)
-    if not isinstance(schema, dict):
+    own, parts = 0, schema
+    if isinstance(schema, dict):
+        own = len(schema["choices"]) if schema.get("type") == "union" else 0
+        parts = [part for key, part in schema.items() if key not in NOT_SCHEMAS]
+    if not isinstance(parts, list | tuple):
         return 0
-    own = len(schema["choices"]) if schema.get("type") == "union" else 0
-    return max(own, *(_widest_union(schema[key]) for key in schema if key not in NOT_SCHEMAS), 0)
+    return max(own, *map(_widest_union, parts), 0)
+
+
+def _short(class_name: str) -> str:
+    return class_name.partition("[")[0].rpartition(".")[2]
 
 
 def _names(cls: type) -> set[str]:
@@ -368,19 +349,15 @@ def _names(cls: type) -> set[str]:
     return {name, _short(name)}
 
 
-def _short(class_name: str) -> str:
-    return class_name.partition("[")[0].rpartition(".")[2]
-
-
 def _classes_in(annotation: Any) -> Iterator[type]:
     annotation = getattr(annotation, "__value__", annotation)  # of `type X = ...`
-    yield from (each for each in (annotation, get_origin(annotation)) if isinstance(each, type))
+    yield from (cls for cls in (annotation, get_origin(annotation)) if isinstance(cls, type))
     for argument in get_args(annotation):
         yield from _classes_in(argument)
 
 
-def _subclasses_of(cls: type) -> list[type]:
-    if cls.__module__ == "builtins":
-        return []
-    subclasses: list[type] = cls.__subclasses__()
-    return [each for sub in subclasses for each in (*_subclasses_of(sub), sub)]
+def _subclasses_of(cls: type) -> Iterator[type]:
+    subclasses: list[type] = cls.__subclasses__() if cls.__module__ != "builtins" else []
+    for subclass in subclasses:
+        yield from _subclasses_of(subclass)
+        yield subclass

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterLevel
+from prefect.client.schemas.filters import LogFilter
 from prefect.client.schemas.objects import State
 from prefect.client.schemas.sorting import LogSort
 from prefect.results import aget_default_result_storage, aresolve_result_storage
@@ -27,7 +27,7 @@ R = TypeVar("R")
 # allows for. By the clock: a storage may have retries of its own, which take minutes.
 READ_SECONDS = 2.5
 PAUSE_SECONDS = 0.25
-# How a run's log begins to say why its result is not there (`return_value_to_state`).
+# How a run's log begins to say why its result is missing (`return_value_to_state`).
 NOT_WRITTEN = "Encountered an error while persisting result: "
 
 
@@ -92,7 +92,7 @@ async def _read_blob(record: Any, returns: Returns[Any]) -> bytes:
     if ".." in Path(key).parts:
         raise ValueError(f"{key} is outside of the result storage")
     storage: Any
-    if (place := record.storage_block_id or returns.storage) is not None:
+    if place := record.storage_block_id or returns.storage:
         storage = await aresolve_result_storage(place)
     else:
         storage = await aget_default_result_storage()
@@ -109,22 +109,21 @@ async def _name_block(block_id: UUID | None) -> str:
         return ""
     with contextlib.suppress(Exception):  # only a service to the reader
         async with get_client() as client:
-            block = await client.read_block_document(block_id, include_secrets=False)
-            if block.block_type:
-                return f", in block {block.block_type.slug}/{block.name}"
+            block: Any = await client.read_block_document(block_id, include_secrets=False)
+            return f", in block {block.block_type.slug}/{block.name}"
     return f", in block {block_id}"
 
 
 async def _read_warning(state: State[Any]) -> str:
     """Return the last warning of a run's log, where Prefect says why a result is not written."""
     with contextlib.suppress(Exception):  # only a service to the reader
-        of_run = LogFilter(
-            flow_run_id=LogFilterFlowRunId(any_=[state.state_details.flow_run_id]),
-            level=LogFilterLevel(ge_=logging.WARNING),
-        )
+        run_id = state.state_details.flow_run_id
+        warnings = {"flow_run_id": {"any_": [run_id]}, "level": {"ge_": logging.WARNING}}
         async with get_client() as client:
-            for log in await client.read_logs(of_run, limit=1, sort=LogSort.TIMESTAMP_DESC):
-                return log.message
+            logs = await client.read_logs(
+                LogFilter.model_validate(warnings), limit=1, sort=LogSort.TIMESTAMP_DESC
+            )
+        return logs[0].message
     return ""
 
 
@@ -135,6 +134,5 @@ async def read_exception(state: State[Any], returns: Returns[Any]) -> BaseExcept
         value = await _read(state, returns, lambda blob: returns.decode(blob, kind)[1])
         if isinstance(value, dict) and value.keys() == EXCEPTION:
             value = prefect_json_object_decoder(value)
-        if isinstance(value, BaseException):
-            return value
+        return value if isinstance(value, BaseException) else None
     return None

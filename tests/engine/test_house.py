@@ -19,7 +19,7 @@ ROOMS = {
     "stack": "project",
     "run": "_console check deploy parent project runs servers values",
     "check": "deploy maintenance parent project runs values",
-    "testing": "deploy parent project servers",
+    "testing": "deploy parent project servers values",
     "deploy": "project runs servers",
     "servers": "project",
     "project": "",

@@ -355,7 +355,7 @@ for parameters in (
     to_json(tagged, given, validate(tagged, given)),
     to_json_untyped("tagged", values | {"e": {("a", name) for name in names}}),
 ):
-    print(Call(deployment="a/b", parameters=parameters).digest(), parameters)
+    print(Call(flow_name="a", deployment_name="b", parameters=parameters).digest(), parameters)
 """
 
 

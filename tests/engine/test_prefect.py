@@ -23,9 +23,9 @@ from prefect.logging import configuration
             "_lineage",
         ),
         ("prefect.utilities.importtools", "to_qualified_name", ["obj"], "_returns"),
-        ("prefect.serializers", "prefect_json_object_decoder", ["result"], "_results"),
-        ("prefect.results", "aresolve_result_storage", ["result_storage"], "_results"),
-        ("prefect.results", "aget_default_result_storage", [], "_results"),
+        ("prefect.serializers", "prefect_json_object_decoder", ["result"], "_stored"),
+        ("prefect.results", "aresolve_result_storage", ["result_storage"], "_stored"),
+        ("prefect.results", "aget_default_result_storage", [], "_stored"),
         ("prefect.results", "get_default_result_serializer", [], "_returns"),
         ("prefect.results", "resolve_serializer", ["serializer"], "_returns"),
         (

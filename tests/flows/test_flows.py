@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.project import ROOT
+from deployments.testing import ROOT
 from flows.airport_delays import AirportDelays, WorstCarrier, airport_delays
 from flows.delay_report import summarize, to_markdown
 from flows.flight_delays import flight_delays
