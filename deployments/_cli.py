@@ -153,8 +153,10 @@ def main() -> None:
     """Run the command that was asked for, and say in a line why it can't be done."""
     try:
         app()
-    except (RuntimeError, ValueError, FileNotFoundError, subprocess.CalledProcessError) as error:
+    except (RuntimeError, ValueError) as error:
         message = str(error)
+    except subprocess.CalledProcessError as error:
+        message = f"`{' '.join(error.cmd)}` failed, see above"
     except (httpx.HTTPError, PrefectException) as error:
         message = asyncio.run(explain(error))
     _print_error(message)

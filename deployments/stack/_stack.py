@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,10 @@ def up(manifest: Manifest, console: Console, server: bool) -> None:
 
     Raises:
         CalledProcessError: A command failed, and has said why.
-        RuntimeError: The image can't be built.
+        RuntimeError: There is no Docker, or the image can't be built.
         ValueError: prefect.yaml, or a variable of .env, can't be read.
     """
+    _require_docker()
     processes, containers = manifest.of_type("process"), manifest.of_type("docker")
     variables = read_variables(manifest.name)
     # Not SERVER_URL: what listens there may need these servers first.
@@ -57,8 +59,10 @@ def down(volumes: bool) -> None:
 
     Raises:
         CalledProcessError: A command failed; it has said why.
+        RuntimeError: There is no Docker.
         ValueError: prefect.yaml, or a variable of .env, can't be read.
     """
+    _require_docker()
     manifest = Manifest.load()
     variables = read_variables(manifest.name)
     pools = manifest.definitions.work_pools.items()
@@ -106,6 +110,11 @@ def build_image(steps: list[dict[str, Any]], api_url: str) -> str:
         raise RuntimeError(f"prefect.yaml: {error}: {error.__cause__}") from error
     image: str = outputs["build-image"]["image"]
     return image
+
+
+def _require_docker() -> None:
+    if shutil.which("docker") is None:
+        raise RuntimeError("`docker` is not installed: Docker and its Compose are needed")
 
 
 def _compose(variables: dict[str, str], *arguments: str) -> None:
