@@ -1,6 +1,7 @@
 """A Docker Engine to test on, and its images where no registry can be reached."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -60,7 +61,8 @@ def running_engine(log: Path) -> Iterator[None]:
 def find_images() -> dict[str, str]:
     """Return the variables that give other images, where the default ones can't be had.
 
-    A stand-in is made once, of Debian's packages, and stays with the engine.
+    A stand-in is made once, of Debian's packages, and stays with the engine, as long as what it
+    is made of is the same.
     """
     text = MANIFEST.read_text() + (ROOT / "docker/compose.yaml").read_text()
     missing = [
@@ -76,15 +78,16 @@ def find_images() -> dict[str, str]:
 
 
 def _make_stand_in(what: str) -> str:
-    image = f"engine-tests-stand-in-{what}"
+    recipe = STAND_INS / ("base.sh" if what == "base" else f"{what}.Dockerfile")
+    image = f"engine-tests-stand-in-{what}:{hashlib.sha256(recipe.read_bytes()).hexdigest()[:12]}"
     if succeeds("image", "inspect", image):
         return image
     assert os.geteuid() == 0, "no registry can be reached, and only root can make stand-ins"
     assert shutil.which("debootstrap"), "no registry can be reached: stand-ins need debootstrap"
     if what == "base":
-        subprocess.run(["bash", str(STAND_INS / "base.sh"), image], check=True)
+        subprocess.run(["bash", str(recipe), image], check=True)
     else:
         base = f"BASE_IMAGE={_make_stand_in('base')}"
-        file = str(STAND_INS / f"{what}.Dockerfile")
-        docker("build", "--build-arg", base, "--tag", image, "--file", file, str(STAND_INS))
+        options = ["--build-arg", base, "--tag", image, "--file", str(recipe)]
+        docker("build", *options, str(STAND_INS))
     return image
