@@ -37,7 +37,7 @@ from prefect import flow
 
 
 @flow
-def load(day: int = 1) -> int:
+def sift(day: int = 1) -> int:
     return day
 """
 MANIFEST = """
@@ -54,7 +54,7 @@ definitions:
 deployments:
   - name: local
     version: "1"
-    entrypoint: flows/load.py:load
+    entrypoint: flows/sift.py:sift
     description: Load a day.
     tags: [acme, etl]
     parameters: {day: 2}
@@ -106,7 +106,7 @@ def project(prefect_server: TemporaryServer, tmp_path: Path) -> Iterator[Project
     path = copy_repository(tmp_path / "acme", "flows", "tests", "docker", "benchmarks", "data")
     (path / "flows").mkdir()
     (path / "flows" / "__init__.py").touch()
-    (path / "flows" / "load.py").write_text(FLOWS)
+    (path / "flows" / "sift.py").write_text(FLOWS)
     (path / "prefect.yaml").write_text(MANIFEST)
     yield Project(path, {**prefect_server.env, "STAGE": "test"})
     for name in ("acme", "acme-x"):  # nothing of it is left for the next one
@@ -134,26 +134,26 @@ THINGS = [
     "work queue acme-pool/parents",
     "work queue acme-pool/children",
     "automation acme: pause",
-    "deployment load/local",
+    "deployment sift/local",
 ]
 
 
 async def test_what_is_created_is_told_and_twice_changes_nothing(project: Project) -> None:
     assert project.say("deploy") == [f"created: {each}" for each in THINGS]
-    before = await read("load/local")
+    before = await read("sift/local")
     assert before is not None
     assert [each.parameters for each in before.schedules if each.active] == [{"day": 3}]
     assert before.parameters == {"day": 2}
-    there = await plain("load/local")
+    there = await plain("sift/local")
     assert project.say("deploy") == [f"unchanged: {each}" for each in THINGS]
-    assert await plain("load/local") == there
+    assert await plain("sift/local") == there
 
 
 @pytest.mark.slow
 async def test_each_changed_field_is_named(project: Project) -> None:
     project.say("deploy")
     flow = FLOWS.replace("day: int = 1", "day: int | None = 1")
-    (project.path / "flows" / "load.py").write_text(flow)
+    (project.path / "flows" / "sift.py").write_text(flow)
     project.declare(
         ("Load a day.", "Load one."),
         ("[acme, etl]", "[acme]"),
@@ -173,7 +173,7 @@ async def test_each_changed_field_is_named(project: Project) -> None:
         "unchanged: work queue acme-pool/parents",
         "changed: work queue acme-pool/children: concurrency limit",
         "changed: automation acme: pause: trigger",
-        "changed: deployment load/local: description, version, tags, parameters, parameter schema, "
+        "changed: deployment sift/local: description, version, tags, parameters, parameter schema, "
         "work queue, job variables, pull steps, concurrency limit, schedules, triggers",
     ]
 
@@ -182,11 +182,11 @@ async def test_each_changed_field_is_named(project: Project) -> None:
 async def test_new_code_that_a_step_uploads_arrives(project: Project) -> None:
     """Nothing on the server differs, and the deploy has to do its work all the same."""
     step = "prefect.deployments.steps.run_shell_script"
-    upload = f"  - {step}: {{script: cp flows/load.py"
+    upload = f"  - {step}: {{script: cp flows/sift.py"
     project.declare(("pull:", f"build:\n{upload} built.py}}\npush:\n{upload} pushed.py}}\npull:"))
     project.say("deploy")
-    (project.path / "flows" / "load.py").write_text(f"{FLOWS}# newer")
-    assert project.say("deploy")[-1] == "unchanged: deployment load/local"
+    (project.path / "flows" / "sift.py").write_text(f"{FLOWS}# newer")
+    assert project.say("deploy")[-1] == "unchanged: deployment sift/local"
     for copy in ("built.py", "pushed.py"):
         assert (project.path / copy).read_text().endswith("# newer")
 
@@ -226,15 +226,15 @@ async def test_what_is_taken_out_of_the_file_is_gone_from_the_server(project: Pr
         "concurrency limit, schedules, triggers"
     )
     assert project.say("deploy")[-6:] == [
-        *(f"changed: deployment load/{name}: {fields}" for name in ("one", "slugs", "empty")),
-        f"changed: deployment load/some: {fields}",
-        "created: deployment load/new",
-        "created: deployment load/newer",
+        *(f"changed: deployment sift/{name}: {fields}" for name in ("one", "slugs", "empty")),
+        f"changed: deployment sift/some: {fields}",
+        "created: deployment sift/new",
+        "created: deployment sift/newer",
     ]
-    assert await plain("load/one") == await plain("load/new")
-    assert await plain("load/slugs") == await plain("load/new")
-    assert await plain("load/empty") == await plain("load/new")
-    assert await plain("load/some") == await plain("load/newer")
+    assert await plain("sift/one") == await plain("sift/new")
+    assert await plain("sift/slugs") == await plain("sift/new")
+    assert await plain("sift/empty") == await plain("sift/new")
+    assert await plain("sift/some") == await plain("sift/newer")
     assert all(each.startswith("unchanged: ") for each in project.say("deploy"))
 
 
@@ -259,18 +259,18 @@ async def test_it_comes_to_rest(project: Project) -> None:
         {"name": "dated", "schedules": [{"cron": "0 3 * * *", "parameters": {"day": DAY}}]},
         {"name": "dates", "parameters": {"day": DAY}, "enforce_parameter_schema": False},
     )
-    flows = project.path / "flows" / "load.py"
+    flows = project.path / "flows" / "sift.py"
     flows.write_text(FLOWS.replace("day: int = 1) -> int", "day: Any = 1) -> Any"))
     flows.write_text(f"from typing import Any\n{flows.read_text()}")
     project.say("deploy")
-    there = await read("load/rrule")
+    there = await read("sift/rrule")
     assert there is not None
     assert there.description is None
     names = ("rrule", "interval", "dated", "dates")
-    unchanged = [f"unchanged: deployment load/{name}" for name in names]
+    unchanged = [f"unchanged: deployment sift/{name}" for name in names]
     assert project.say("deploy")[-4:] == unchanged
     replace(project.path / "prefect.yaml", "2026-01-01T00", "2026-01-01T01")
-    assert project.say("deploy")[-3] == "changed: deployment load/interval: schedules"
+    assert project.say("deploy")[-3] == "changed: deployment sift/interval: schedules"
 
 
 @pytest.mark.slow
@@ -289,14 +289,14 @@ async def test_a_schedule_that_somebody_paused_stays_paused(project: Project) ->
     project.say("deploy")
     project.deployments({"name": "plain", "schedules": [*schedules[:3], *schedules[4:]]})
     plainly(project)
-    for name in ("load/ours", "load/plain"):
+    for name in ("sift/ours", "sift/plain"):
         await pause(name, "0 5 * * *", "{'day': 1}")
     project.deployments(
         {"name": "ours", "schedules": schedules},
         {"name": "plain", "schedules": [*schedules[:3], *schedules[4:]]},
     )
     project.say("deploy")
-    ours, theirs = await read("load/ours"), await read("load/plain")
+    ours, theirs = await read("sift/ours"), await read("sift/plain")
     assert ours is not None
     assert theirs is not None
     assert active(ours) == active(theirs) == ["0 4 * * *", "0 5 * * *", "0 6 * * *"]
@@ -305,8 +305,8 @@ async def test_a_schedule_that_somebody_paused_stays_paused(project: Project) ->
         assert three.parameters == {"day": 3}
     assert all(each.startswith("unchanged: ") for each in project.say("deploy"))
     project.deployments({"name": "ours", "schedules": [{**schedules[0], "active": True}]})
-    assert project.say("deploy", "ours")[-2] == "changed: deployment load/ours: schedules"
-    ours = await read("load/ours")
+    assert project.say("deploy", "ours")[-2] == "changed: deployment sift/ours: schedules"
+    ours = await read("sift/ours")
     assert ours is not None
     assert active(ours) == ["0 3 * * *"]
 
@@ -348,12 +348,12 @@ async def test_a_deploy_that_fails_midway_says_why_and_what_it_did(project: Proj
         first = {"name": "first", "schedules": schedules}
         project.deployments(first, second, {**third, "schedules": [{"cron": "0 5 * * *"}]})
         assert project.say("deploy", status=1)[-3:] == [
-            "changed: deployment load/first: schedules",
-            "unchanged: deployment load/third",
+            "changed: deployment sift/first: schedules",
+            "unchanged: deployment sift/third",
             "error: `prefect deploy` failed: RuntimeError: `run_shell_script` failed with error "
             "code 1: workers clone the commit: commit and push first",
         ]
-        there = await read("load/first")
+        there = await read("sift/first")
         assert there is not None
         assert active(there) == [each["cron"] for each in schedules]
     refusing[step]["stream_output"] = True  # as that of an image: its log says why
@@ -385,7 +385,7 @@ async def test_check_names_what_is_missing_and_left_over(
     with temporary_worker(prefect_server, "checked-pool"):
         assert project.say("check", "--server", status=1) == [
             "automation acme-checked: pause does not exist: `python -m deployments deploy`",
-            "no longer declared: deployment load/checked: `python -m deployments deploy --prune`",
+            "no longer declared: deployment sift/checked: `python -m deployments deploy --prune`",
         ]
 
 
@@ -399,7 +399,7 @@ async def test_a_rename_with_prune_leaves_nothing_behind(project: Project) -> No
         ("acme: pause", "acme: stop"),
     )
     left = [
-        "deployment load/local",
+        "deployment sift/local",
         "automation acme: pause",
         "work queue acme-pool/children",
         "work queue acme-pool/parents",
@@ -409,7 +409,7 @@ async def test_a_rename_with_prune_leaves_nothing_behind(project: Project) -> No
     undeclared = [each for each in said if each.startswith("no longer")]
     assert sorted(undeclared) == sorted(f"no longer declared: {each}" for each in left)
     assert said[-1].startswith("error: --prune deletes what is no longer declared")
-    assert await read("load/local") is not None
+    assert await read("sift/local") is not None
     said = project.say("deploy", "--prune", "--yes")
     assert sorted(said[-5:]) == sorted(f"deleted: {each}" for each in left)
     async with get_client() as client:
@@ -438,11 +438,11 @@ async def test_others_are_left_alone_and_unfinished_runs_are_named(project: Proj
         .replace("queue_name: children", "queue_name: parents")
         .replace(", children: {concurrency_limit: 8}", "")
     )
-    run = await arun_deployment("load/local", timeout=0)
+    run = await arun_deployment("sift/local", timeout=0)
     said = project.say("deploy", "--prune", "--yes", status=1)
-    assert f"no longer declared: deployment load/local: unfinished runs: {run.name}" in said
+    assert f"no longer declared: deployment sift/local: unfinished runs: {run.name}" in said
     assert said[-2:] == [
-        "kept: deployment load/local: its runs are unfinished: let them end, or cancel them",
+        "kept: deployment sift/local: its runs are unfinished: let them end, or cancel them",
         "kept: work queue acme-pool/children: in use by "
         f"deployment local, deployment other, run {run.name}",
     ]
@@ -450,10 +450,10 @@ async def test_others_are_left_alone_and_unfinished_runs_are_named(project: Proj
         await client.set_flow_run_state(run.id, Cancelled())
     said = project.say("deploy", "--prune", "--yes", status=1)
     assert said[-2:] == [
-        "deleted: deployment load/local",
+        "deleted: deployment sift/local",
         "kept: work queue acme-pool/children: in use by deployment other",
     ]
-    assert await read("load/other") is not None
+    assert await read("sift/other") is not None
 
 
 @pytest.mark.slow
@@ -462,10 +462,10 @@ async def test_what_another_project_deployed_since_is_not_ours_to_delete(project
     plainly(project)  # the very same, from another checkout
     project.declare(("name: local", "name: daily"))
     said = project.say("deploy", "--prune", "--yes")
-    assert said[-1] == "created: deployment load/daily"
-    assert await read("load/local") is not None
+    assert said[-1] == "created: deployment sift/daily"
+    assert await read("sift/local") is not None
     async with get_client() as client:  # nothing else would
-        there = await client.read_deployment_by_name("load/local")
+        there = await client.read_deployment_by_name("sift/local")
         await client.delete_deployment(there.id)
 
 
@@ -550,6 +550,6 @@ async def test_each_command_tells_a_refusal_in_a_line(
     answer, url = answers
     answer.status = 401
     project.env["PREFECT_API_URL"] = f"{url}/api"
-    for command in (["deploy"], ["check", "--server"], ["run", "load"]):
+    for command in (["deploy"], ["check", "--server"], ["run", "sift"]):
         (line,) = project.say(*command, status=1)
         assert line.startswith(f"error: {url}/api/ refuses us (401): ")
