@@ -45,7 +45,7 @@ def demo(
     type process, which needs no Docker.
 
     Args:
-        name: Of another flow, or `flow-name/deployment-name`.
+        name: The name of another flow, or `flow-name/deployment-name`.
         param: A parameter, as `key=value`; the value is JSON, or else text. May be repeated.
         keep: Leave the server and the worker up until Ctrl-C, to click around in the UI.
         json: Print only the result, as JSON, on standard output.
@@ -75,7 +75,7 @@ def run(name: str, /, *, param: Param = None, json: bool = False) -> None:
     is also 1 where the run completed and its result can't be read from here.
 
     Args:
-        name: Of a flow, or `flow-name/deployment-name`.
+        name: The name of a flow, or `flow-name/deployment-name`.
         param: A parameter, as `key=value`; the value is JSON, or else text. May be repeated.
         json: Print only the result, as JSON, on standard output.
     """
@@ -96,8 +96,8 @@ def deploy(*names: str, prune: bool = False, yes: bool = False) -> None:
     It tells what that changed there.
 
     Args:
-        names: Of the deployments; by default, of those in work pools of type process, which need
-            no Docker.
+        names: The names of deployments; by default, all in work pools of type process, which
+            need no Docker.
         prune: Delete what deploys of this project made, and prefect.yaml no longer declares:
             deployments, automations, queues and pools. Asks before, and keeps what is in use.
         yes: Don't ask.
@@ -113,8 +113,8 @@ def check(*names: str, server: bool = False) -> None:
     """Find what is wrong with prefect.yaml and the flows that it deploys: one line each.
 
     Args:
-        names: Of the deployments to look for on the server; by default, of those in work pools
-            of type process.
+        names: The names of deployments to look for on the server; by default, all in work
+            pools of type process.
         server: Look at the configured server, too: pools and their workers, automations,
             deployments, and the blocks that prefect.yaml names.
     """

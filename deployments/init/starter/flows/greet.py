@@ -16,6 +16,6 @@ def greet(name: str) -> Greeting:
     """Greet a person.
 
     Args:
-        name: Of the person.
+        name: The name of the person.
     """
     return Greeting(name=name, text=f"Hello, {name}!")
