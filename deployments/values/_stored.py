@@ -75,7 +75,8 @@ async def _read(state: State[Any], returns: Returns[Any], load: Callable[[bytes]
         if time.monotonic() > deadline:
             warning = await _read_warning(state)
             if warning.startswith(NOT_WRITTEN):
-                reason = f"was not written: {warning.removeprefix(NOT_WRITTEN)}"
+                block = await _name_block(record.storage_block_id)
+                reason = f"was not written{block}: {warning.removeprefix(NOT_WRITTEN)}"
             elif warning:
                 reason += f". The child's last warning: {warning}"
             raise Unreadable(reason) from cause
