@@ -50,7 +50,7 @@ async def deploy_manifest(
         await create_definitions(client, manifest, report)
         existing, before, declared = {}, {}, {}
         for deployment in manifest.deployments:
-            name = f"{deployment.load_flow().name}/{deployment.name}"
+            name = deployment.full_name
             found = existing[name] = await find(client.read_deployment_by_name(name))
             before[name] = await _read_fields(client, found, deployment.declared) if found else {}
             declared[name] = _complete(manifest.name, deployment.declared, found)

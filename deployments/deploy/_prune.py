@@ -95,7 +95,7 @@ async def find_leftovers(client: PrefectClient, manifest: Manifest) -> list[Left
     if not whole.name:
         return []
     found, mark, pools = [], mark_of(whole.name), whole.definitions.work_pools
-    declared = {f"{each.load_flow().name}/{each.name}" for each in whole.deployments}
+    declared = {deployment.full_name for deployment in whole.deployments}
     for deployment in await read_everything(client.read_deployments):
         if (deployment.job_variables or {}).get(PROJECT) != whole.name:
             continue

@@ -71,7 +71,6 @@ class JobVariables(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     env: Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})] = {}
-    networks: Annotated[list[str], BeforeValidator(lambda given: given or [])] = []
     volumes: Annotated[list[str], BeforeValidator(lambda given: given or [])] = []
 
     @model_validator(mode="after")

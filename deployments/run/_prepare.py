@@ -48,7 +48,7 @@ def prepare(name: str | None, given: list[str], pool_type: str | None = None) ->
     names = []
     for deployment in manifest.deployments:
         flow = deployment.load_flow()
-        names.append(f"{flow.name}/{deployment.name}")
+        names.append(deployment.full_name)
         if name in (flow.name, names[-1]) if name else is_parent(flow):
             break
     else:

@@ -11,6 +11,6 @@ async def greet_all(names: list[str] = ["Ada", "Grace", "Katherine"]) -> list[Gr
     """Greet many people at once.
 
     Args:
-        names: Of the people; each is a child run of its own.
+        names: The names of the people; each is a child run of its own.
     """
     return await asyncio.gather(*(child(greet)(name) for name in names))
