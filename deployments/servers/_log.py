@@ -8,8 +8,15 @@ from pathlib import Path
 # Where an entry of Prefect's log begins; the lines up to the next one belong to it.
 ENTRY = re.compile(r"^(?=\d\d:\d\d:\d\d\.\d{3} \| )", re.MULTILINE)
 ERROR = re.compile(r"\A[\d:.]+ \| (ERROR|CRITICAL) |Traceback \(most recent call last\):")
-# Logged by a sound server: its SQLite bears one writer at a time; who finds it busy tries again.
-BUSY = re.compile(r"^sqlalchemy\.exc\.OperationalError: .*database is locked$", re.MULTILINE)
+# Logged by a sound server. Its SQLite bears one writer at a time; who finds it busy tries again.
+# What it cancels, when it stops, may be returning a connection: the pool closes that instead
+# (SQLAlchemy's `_finalize_fairy`).
+SOUND = re.compile(
+    r"^sqlalchemy\.exc\.OperationalError: .*database is locked$"
+    r"|\.AsyncAdaptedQueuePool - Exception during reset or similar\n(.*\n)+"
+    r"asyncio\.exceptions\.CancelledError$",
+    re.MULTILINE,
+)
 SHOWN, FIRST_LINES, LAST_LINES = 3, 3, 15
 
 
@@ -36,9 +43,9 @@ def check_server_log(log: Path) -> None:
 
 
 def find_errors(log: str) -> list[str]:
-    """Return what a log has of errors and tracebacks, entry by entry, less `BUSY`."""
+    """Return what a log has of errors and tracebacks, entry by entry, less `SOUND`."""
     return [
         entry.rstrip()
         for entry in ENTRY.split(log)
-        if ERROR.search(entry) and not BUSY.search(entry)
+        if ERROR.search(entry) and not SOUND.search(entry)
     ]

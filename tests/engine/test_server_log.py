@@ -43,6 +43,17 @@ sqlalchemy.exc.OperationalError: (sqlite3.OperationalError) database is locked
 [SQL: INSERT INTO worker (work_pool_id, name) VALUES (:work_pool_id, :name)]
 (Background on this error at: https://sqlalche.me/e/20/e3q8)"""
 NO_TABLE = LOCKED.replace("database is locked", "no such table: worker")
+CANCELLED = """\
+09:41:44.747 | ERROR   | sqlalchemy.pool.impl.AsyncAdaptedQueuePool - \
+Exception during reset or similar
+Traceback (most recent call last):
+  File "sqlalchemy/dialects/sqlite/aiosqlite.py", line 338, in rollback
+    self.await_(self._connection.rollback())
+  File "aiosqlite/core.py", line 160, in _execute
+    return await future
+           ^^^^^^^^^^^^
+asyncio.exceptions.CancelledError"""
+RESET_FAILED = CANCELLED.replace("asyncio.exceptions.CancelledError", "ValueError: no connection")
 BARE = "Traceback (most recent call last):\n  File 'x.py', line 1\nSystemError: without a level"
 WARNED = "02:36:53.658 | WARNING | prefect - Ignored\n" + BARE
 WITHOUT_TRACEBACK = "02:36:53.658 | CRITICAL | uvicorn - Out of memory"
@@ -52,14 +63,17 @@ def test_a_sound_log_has_no_errors() -> None:
     assert find_errors("") == find_errors(SOUND) == []
 
 
-@pytest.mark.parametrize("error", [SCHEDULER, NO_TABLE, BARE, WARNED, WITHOUT_TRACEBACK])
+@pytest.mark.parametrize(
+    "error", [SCHEDULER, NO_TABLE, RESET_FAILED, BARE, WARNED, WITHOUT_TRACEBACK]
+)
 def test_an_error_is_found_whole(error: str) -> None:
     assert error in "\n".join(find_errors(f"{SOUND}{error}\n{SOUND.strip()}"))
     assert find_errors(error) == [error]
 
 
 def test_known_errors_hide_no_others() -> None:
-    assert find_errors("\n".join([SOUND, LOCKED, SCHEDULER, LOCKED])) == [SCHEDULER]
+    assert find_errors("\n".join([SOUND, LOCKED, SCHEDULER, CANCELLED])) == [SCHEDULER]
+    assert find_errors("\n".join([CANCELLED, RESET_FAILED, SCHEDULER])) == [RESET_FAILED, SCHEDULER]
 
 
 def test_the_message_shows_the_first_errors_without_the_middle_of_their_tracebacks(
