@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STARTER = ROOT / "deployments" / "init" / "starter"
 # What only the template has, besides this command.
 TEMPLATE = (
+    "CONTRIBUTING.md",
     "flows",
     "data",
     "benchmarks",

@@ -1,4 +1,4 @@
-"""The recipes of deployments/RECIPES.md, run as they stand there, in a project made of them."""
+"""The recipes of deployments/docs, run as they stand there, in a project made of them."""
 
 import contextlib
 import hashlib
@@ -49,13 +49,16 @@ from tests.engine.waiting import (
 
 pytestmark = pytest.mark.anyio
 
-RECIPES = (ROOT / "deployments" / "RECIPES.md").read_text()
+DOCS = ROOT / "deployments" / "docs"
+PLAIN = (DOCS / "run-deployment.md").read_text()
+RECIPES = "\n#".join([(DOCS / "recipes.md").read_text(), PLAIN])
 SECTIONS = dict(
     re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", RECIPES, re.DOTALL | re.MULTILINE),
 )
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", RECIPES, re.DOTALL))
 YAML = re.findall(r"```yaml\n# prefect.yaml\ndeployments:\n(.*?)```", RECIPES, re.DOTALL)
 NAMES = "local scheduled dev prod"
+POOL = "parent-flows-local"
 SECRET = "not-for-everybody"  # noqa: S105
 
 
@@ -101,7 +104,7 @@ def project(checkout: Path, prefect_server: TemporaryServer) -> Project:
         (checkout / path).write_text(f"# {path}\n{code}")
     (checkout / "flows" / "__init__.py").write_text('"""The flows of the recipes."""\n')
     shipped = (checkout / "tests/engine/prefect.yaml").read_text()
-    definitions = shipped.partition("\ndeployments:\n")[0].replace("engine-tests", "acme-pipelines")
+    definitions = shipped.partition("\ndeployments:\n")[0].replace("engine-tests", "parent-flows")
     (checkout / "prefect.yaml").write_text("\n".join([definitions, "deployments:", *YAML]))
     prefect = {name: prefect_server.env[name] for name in ("PREFECT_HOME", "PREFECT_API_URL")}
     path = f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}"
@@ -188,8 +191,7 @@ def most_at_once(runs: list[FlowRun]) -> int:
 
 def test_every_recipe_has_a_test_of_its_name() -> None:
     slugs = [re.sub(r"\W+", "_", title.lower().replace("'", "")).strip("_") for title in SECTIONS]
-    assert slugs[0] == "policies"  # tests/engine/test_policies.py
-    assert [slug for slug in slugs[1:] if f"test_{slug}" not in globals()] == []
+    assert [slug for slug in slugs if f"test_{slug}" not in globals()] == []
 
 
 def test_every_block_is_used() -> None:
@@ -207,7 +209,7 @@ def test_the_code_is_as_the_linter_wants_it(project: Project) -> None:
 @pytest.mark.slow
 def test_the_types_are_right(project: Project) -> None:
     copy_types(project.path)
-    project.run("mypy flows tests/flows")
+    project.run("mypy flows common tests/flows")
 
 
 async def test_a_schedule(client: PrefectClient) -> None:
@@ -313,7 +315,7 @@ async def test_development_and_production_on_two_servers(
     with temporary_server(tmp_path, int(there.rpartition(":")[2])) as server:
         project.run(to_dev.replace("dev.example.com:4200", here))
         project.run(to_prod.replace("prod.example.com:4200", there))
-        with temporary_worker(server, "local"), server.used():
+        with temporary_worker(server, POOL), server.used():
             assert await result_of("nightly/local", days=[1]) == 10
             async with get_client() as other:
                 assert {run.name for run in await other.read_flow_runs()} >= {"load day 1"}
@@ -363,7 +365,7 @@ async def test_a_child_of_another_repository(
         "name": "live",
         "entrypoint": "score.py:score",
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}],
-        "work_pool": {"name": "local", "job_variables": {"working_dir": str(tmp_path)}},
+        "work_pool": {"name": POOL, "job_variables": {"working_dir": str(tmp_path)}},
     }
     (tmp_path / "prefect.yaml").write_text(json.dumps({"deployments": [deployment]}))
     with pytest.raises(AssertionError, match=r"flows/rate.py:\d+: calls score/live, which is not"):
@@ -466,7 +468,7 @@ async def test_coming_from_run_deployment(client: PrefectClient) -> None:
 async def test_coming_from_run_deployment_with_a_child_that_fails(
     client: PrefectClient, parent: str
 ) -> None:
-    queue = await client.read_work_queue_by_name("children", work_pool_name="local")
+    queue = await client.read_work_queue_by_name("children", work_pool_name=POOL)
     await client.update_work_queue(queue.id, is_paused=True)  # nobody starts them
     try:
         failing = await arun_deployment(parent, parameters={"days": [1, 2, 3]}, timeout=0)
