@@ -31,13 +31,13 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
-from prefect.states import Crashed, Failed
-from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+from prefect.states import AwaitingRetry, Crashed, Failed, Pending
+from prefect.workers.process import ProcessJobConfiguration
 
-from deployments.project import ROOT, Manifest
+from deployments.project import ROOT
 from deployments.servers import TemporaryServer, temporary_server, temporary_worker
 from deployments.servers._processes import free_port
-from tests.engine.conftest import copy_types, inner_env, run_in_clones
+from tests.engine.conftest import copy_types, inner_env
 from tests.engine.waiting import (
     children_of,
     ended,
@@ -113,8 +113,14 @@ def project(checkout: Path, prefect_server: TemporaryServer) -> Project:
     return made
 
 
+@pytest.fixture(scope="module")
+def worker(project: Project, prefect_server: TemporaryServer) -> Iterator[None]:
+    with temporary_worker(prefect_server, POOL):
+        yield
+
+
 @pytest.fixture
-async def client(project: Project, worker: subprocess.Popen[bytes]) -> Any:
+async def client(project: Project, worker: None) -> Any:
     async with get_client() as client:
         yield client
 
@@ -232,6 +238,53 @@ async def test_a_schedule(client: PrefectClient) -> None:
     assert await result_of("nightly/scheduled", days=[4]) == 40
 
 
+async def test_a_schedule_cancels_what_is_started_by_hand_too(client: PrefectClient) -> None:
+    later = datetime.now(UTC) + timedelta(hours=1)  # no worker takes it meanwhile
+    start = partial(arun_deployment, "nightly/scheduled", scheduled_time=later, timeout=0)
+    first, second = await start(), await start()
+    try:
+        for run in (first, second):
+            await client.set_flow_run_state(run.id, Pending())  # as a worker does
+        states = [(await client.read_flow_run(run.id)).state_name for run in (first, second)]
+        assert states == ["Pending", "Cancelled"]
+    finally:
+        await client.delete_flow_run(first.id)
+
+
+async def test_modules_that_flows_share(client: PrefectClient) -> None:
+    assert await result_of("load-week/local", last=7) == 280
+
+
+def test_a_dependency(project: Project) -> None:
+    """The targets are there; tests/engine/machines locks for real."""
+    for command in commands_of("A dependency"):
+        project.run(f"{command} --dry-run")
+
+
+async def test_job_variables_of_one_call(client: PrefectClient) -> None:
+    loaded = await result_of("reload/local", days=[1, 2])
+    assert loaded == ["day 1 in batches of 10", "day 2 in batches of 100"]
+
+
+async def test_a_call_that_keeps_its_identity(client: PrefectClient) -> None:
+    parent = await run("snapshot/local", days=[1, 0])
+    before = await children_of(client, parent)
+    await client.set_flow_run_state(parent.id, AwaitingRetry())
+
+    async def called_again() -> list[FlowRun] | None:
+        runs = await children_of(client, parent)
+        return runs if len(runs) > len(before) else None
+
+    runs = await wait_for(called_again, "the child that failed runs again")
+    assert sorted(run.parameters["day"] for run in runs) == [0, 0, 1]
+    assert len({run.parameters["time"] for run in runs}) == 2
+    await ended(client, parent)
+
+
+async def test_synchronous_code_in_a_parent(client: PrefectClient) -> None:
+    assert await result_of("load-listed/local", count=2) == 30
+
+
 async def test_secrets(client: PrefectClient, alerts: Alerts) -> None:
     done = await run("export/local", table="orders")
     assert done.state is not None
@@ -277,32 +330,16 @@ async def test_development_and_production(client: PrefectClient, project: Projec
         assert [run.deployment_id for run in await children_of(client, parent)] == [load.id]
 
 
-@pytest.mark.parametrize("on", ["checkout", "clone"])
-async def test_development_and_production_have_what_runs_need(project: Project, on: str) -> None:
-    """A variable of one stage is added to those of all, for `check` as for a worker."""
-    path = project.path / "switched.yaml"
-    text = (project.path / "prefect.yaml").read_text()
-    text = run_in_clones(text) if on == "clone" else text
-    block = "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"
-    path.write_text(text.replace("&results {}", f"&results {{{block}: s3-bucket/results}}"))
-    check = (
-        "from pathlib import Path; from deployments import check, project; "
-        f"manifest = project.Manifest.load(Path('{path.name}')); "
-        "print([*check.check_manifest(manifest)])"
-    )
-    assert project.run(f'python -c "{check}"') == "[]\n"
-
-    template = ProcessWorker.get_default_base_job_template()
-    env = {}
-    for entry in Manifest.load(path).deployments:
-        if entry.entrypoint == "flows/load.py:load" and entry.work_pool.name == "local":
-            job: Any = await ProcessJobConfiguration.from_template_and_values(
-                template, entry.declared["work_pool"]["job_variables"]
-            )
-            env[entry.name] = job.env
-            assert entry.work_pool.job_variables.env == job.env
-    assert env["prod"] == {**env["local"], "STAGE": "prod"}
-    assert block in env["prod"]
+async def test_development_and_production_have_what_runs_need(client: PrefectClient) -> None:
+    """A variable of one stage is added to those of the pool."""
+    template = (await client.read_work_pool(POOL)).base_job_template
+    template["variables"]["properties"]["env"]["default"] = of_all = {"OF_ALL": "1"}
+    for name, own in {"local": {}, "prod": {"STAGE": "prod"}}.items():
+        load = await client.read_deployment_by_name(f"load/{name}")
+        job: Any = await ProcessJobConfiguration.from_template_and_values(
+            template, load.job_variables
+        )
+        assert job.env == of_all | own
 
 
 @pytest.mark.slow

@@ -47,18 +47,16 @@ from tests.engine.machines.services import (
 )
 from tests.engine.waiting import wait_until
 
-README = (ROOT / "docker" / "README.md").read_text()
-# The switches of prefect.yaml, as docker/README.md tells them.
-RESULTS = (
-    "results: &results {}",
-    "results: &results {PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results}",
-)
+PAGE = (ROOT / "deployments" / "docs" / "machines.md").read_text()
+# What to change in prefect.yaml, as that page tells it.
 SWITCHES = {
-    RESULTS[0]: RESULTS[1],
+    "PREFECT_LOCAL_STORAGE_PATH: /results": (
+        "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results"
+    ),
     "# access_token: ": "access_token: ",
 }
 # So that no machine empties the queue alone, and silence is told soon: heartbeats come each 30 s.
-FOR_TESTS = {"concurrency_limit: 8": "concurrency_limit: 4", "within: 180": "within: 75"}
+FOR_TESTS = {"concurrency_limit: 8": "concurrency_limit: 4", "silent: 180": "silent: 75"}
 EXTRAS = "s3 kubernetes"
 
 
@@ -123,8 +121,8 @@ class Site:
         return execute(python, "-c", code, env=self.env | env, cwd=self.project)
 
     def save_results_block(self, secret: str = STORE_SECRET) -> None:
-        """As docker/README.md says."""
-        (code,) = re.findall(r"^ *```python\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
+        """As docs/machines.md says."""
+        (code,) = re.findall(r"^ *```python\n(.*?)^ *```", PAGE, re.DOTALL | re.MULTILINE)
         self.python(
             textwrap.dedent(code),
             AWS_ACCESS_KEY_ID=STORE_KEY,
@@ -138,7 +136,7 @@ class Site:
         execute("git", "push", "--quiet", "origin", "HEAD", cwd=self.project)
 
     def start_worker(self, machine: Machine, pool: str) -> None:
-        """Start a worker that has an environment, and no checkout, as docker/README.md says."""
+        """Start a worker that has an environment, and no checkout, as docs/machines.md says."""
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(machine.directory),
@@ -146,7 +144,8 @@ class Site:
             "GIT_SSL_CAINFO": str(self.certificate),
         }
         export, start = (
-            each.replace("--pool docker", f"--pool {pool}") for each in self.commands[-2:]
+            each.replace("--pool engine-tests-docker", f"--pool {pool}")
+            for each in self.commands[-2:]
         )
         name = f"{machine.name}-{pool}"
         command = f"{export}; exec {self.workers}/{start} --name {name}"
@@ -158,7 +157,7 @@ class Site:
         env = inner_env() | {"DOCKER_HOST": machine.docker_host, "HOME": str(machine.directory)}
         for command in self.commands[2:4]:
             execute("bash", "-c", command, env=env)
-        self.start_worker(machine, "docker")
+        self.start_worker(machine, "engine-tests-docker")
 
     def release(self, name: str) -> None:
         """Let steps that hold until there is a file of this name go on."""
@@ -187,14 +186,15 @@ def commit(repository: Path) -> None:
 
 
 def read_commands(api_url: str) -> list[str]:
-    """Return what docker/README.md has one do on the machine of a worker."""
-    (block,) = re.findall(r"```console\n( +\$ python3 -m venv.*?)```", README, re.DOTALL)
+    """Return what docs/machines.md has one do on the machine of a worker."""
+    (block,) = re.findall(r"```console\n(\$ python3 -m venv.*?)```", PAGE, re.DOTALL)
     commands = [line.strip().removeprefix("$ ") for line in block.strip().splitlines()]
     answers = {
         "docker login <registry>": LOGIN,
         "https://<server>/api": api_url,
         "<user:password>": f"me:{SERVER_SECRET}",
         "<name>": "engine-tests",
+        "parent-flows": "engine-tests",
     }
     for asked, answer in answers.items():
         assert any(asked in command for command in commands), asked
@@ -288,7 +288,7 @@ def site(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         for machine in machines:
             stack.callback(machine.remove)
             site.start_machine(machine)
-        site.start_worker(machines[0], "local")
+        site.start_worker(machines[0], "engine-tests-local")
         client_home = tmp_path_factory.mktemp("prefect")
         settings = {
             PREFECT_API_URL: site.api_url,

@@ -1,4 +1,4 @@
-"""The jobs of docker/README.md's section on Kubernetes, as a worker would send them."""
+"""The jobs of docs/kubernetes.md, as a worker would send them."""
 
 import asyncio
 import json
@@ -18,14 +18,13 @@ from prefect.client.schemas.objects import FlowRun
 from deployments.project import ROOT
 from deployments.servers import TemporaryServer, temporary_server
 from tests.engine.conftest import inner_env, replace, run_command
-from tests.engine.machines.conftest import RESULTS
 from tests.engine.test_recipes import Engine, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.machines]
 
-SECTION = (ROOT / "docker" / "README.md").read_text().partition("\n## Kubernetes")[2]
+PAGE = (ROOT / "deployments" / "docs" / "kubernetes.md").read_text()
 POOL, VARIABLES, _ = (
-    textwrap.dedent(block) for block in re.findall(r"```yaml\n(.*?)```", SECTION, re.DOTALL)
+    textwrap.dedent(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 )
 NAME = "registry.example.com/team/acme"  # of the image
 # Of a worker of the chart, which sets no PREFECT_HOME or the like: it would hand it on.
@@ -75,9 +74,8 @@ def put(file: Path, block: str) -> None:
 
 @pytest.fixture(scope="module")
 def for_kubernetes(checkout: Path) -> Path:
-    for block in (POOL, VARIABLES):
-        put(checkout / "prefect.yaml", block)
-    replace(checkout / "prefect.yaml", *RESULTS)
+    block = f"{POOL}{textwrap.indent(VARIABLES, '  ')}".replace("parent-flows", "engine-tests")
+    put(checkout / "prefect.yaml", block)
     return checkout
 
 
@@ -169,7 +167,7 @@ async def test_the_job_of_a_run(cluster: Cluster, extras_python: Path) -> None:
         assert labels["prefect.io/flow-run-id"] == str(run.id)
         assert labels["prefect.io/flow-run-name"] == run.name
         assert labels["prefect.io/deployment-name"] == "docker"
-        assert labels["prefect.io/work-pool-name"] == "docker"
+        assert labels["prefect.io/work-pool-name"] == "engine-tests-docker"
 
     assert pod["spec"]["restartPolicy"] == "Never"
     assert pod["spec"]["serviceAccountName"] == "flows"
