@@ -23,7 +23,6 @@ TEMPLATE = (
     "tests/engine",
     "tests/template",
     ".github/run-graph.png",
-    ".github/children.png",
     ".github/workflows/newest-prefect.yml",
 )
 KEBAB = "[a-z][a-z0-9]*(-[a-z0-9]+)*"
