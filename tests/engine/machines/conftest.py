@@ -48,17 +48,14 @@ from tests.engine.machines.services import (
 from tests.engine.waiting import wait_until
 
 README = (ROOT / "docker" / "README.md").read_text()
-# The switches of prefect.yaml, as docker/README.md tells them.
+# What docker/README.md has one change in prefect.yaml, besides what clones need.
 RESULTS = (
-    "results: &results {}",
-    "results: &results {PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results}",
+    "PREFECT_LOCAL_STORAGE_PATH: /results",
+    "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results",
 )
-SWITCHES = {
-    RESULTS[0]: RESULTS[1],
-    "# access_token: ": "access_token: ",
-}
+SWITCHES = dict([RESULTS, ("# access_token: ", "access_token: ")])
 # So that no machine empties the queue alone, and silence is told soon: heartbeats come each 30 s.
-FOR_TESTS = {"concurrency_limit: 8": "concurrency_limit: 4", "within: 180": "within: 75"}
+FOR_TESTS = {"concurrency_limit: 8": "concurrency_limit: 4", "silent: 180": "silent: 75"}
 EXTRAS = "s3 kubernetes"
 
 
@@ -145,9 +142,7 @@ class Site:
             "DOCKER_HOST": machine.docker_host,
             "GIT_SSL_CAINFO": str(self.certificate),
         }
-        export, start = (
-            each.replace("--pool docker", f"--pool {pool}") for each in self.commands[-2:]
-        )
+        export, start = (each.replace("-docker", f"-{pool}") for each in self.commands[-2:])
         name = f"{machine.name}-{pool}"
         command = f"{export}; exec {self.workers}/{start} --name {name}"
         log = machine.spawn(name, ["bash", "-c", command], env)
