@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ SECTIONS = dict(
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", RECIPES, re.DOTALL))
 YAML = re.findall(r"```yaml\n# prefect.yaml\ndeployments:\n(.*?)```", RECIPES, re.DOTALL)
 NAMES = "local scheduled dev prod"
-POOL = "parent-flows-local"
+POOL = "acme-local"
 SECRET = "not-for-everybody"  # noqa: S105
 
 
@@ -104,7 +105,7 @@ def project(checkout: Path, prefect_server: TemporaryServer) -> Project:
         (checkout / path).write_text(f"# {path}\n{code}")
     (checkout / "flows" / "__init__.py").write_text('"""The flows of the recipes."""\n')
     shipped = (checkout / "tests/engine/prefect.yaml").read_text()
-    definitions = shipped.partition("\ndeployments:\n")[0].replace("engine-tests", "parent-flows")
+    definitions = shipped.partition("\ndeployments:\n")[0].replace("engine-tests", "acme")
     (checkout / "prefect.yaml").write_text("\n".join([definitions, "deployments:", *YAML]))
     prefect = {name: prefect_server.env[name] for name in ("PREFECT_HOME", "PREFECT_API_URL")}
     path = f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}"
@@ -267,18 +268,20 @@ async def test_job_variables_of_one_call(client: PrefectClient) -> None:
 
 
 async def test_a_call_that_keeps_its_identity(client: PrefectClient) -> None:
-    parent = await run("snapshot/local", days=[1, 0])
-    before = await children_of(client, parent)
-    await client.set_flow_run_state(parent.id, AwaitingRetry())
+    parent = await run("snapshot/local")
+    assert parent.state is not None
+    first = await parent.state.aresult()
+    await client.set_flow_run_state(parent.id, AwaitingRetry(), force=True)
 
-    async def called_again() -> list[FlowRun] | None:
-        runs = await children_of(client, parent)
-        return runs if len(runs) > len(before) else None
+    async def completed_again() -> FlowRun | None:
+        again = await client.read_flow_run(parent.id)
+        assert again.state is not None
+        return again if again.run_count == 2 and again.state.is_completed() else None
 
-    runs = await wait_for(called_again, "the child that failed runs again")
-    assert sorted(run.parameters["day"] for run in runs) == [0, 0, 1]
-    assert len({run.parameters["time"] for run in runs}) == 2
-    await ended(client, parent)
+    again = await wait_for(completed_again, "the parent completes again")
+    assert again.state is not None
+    assert await again.state.aresult() == first  # with the time of the first attempt
+    assert len(await children_of(client, parent)) == 2
 
 
 async def test_synchronous_code_in_a_parent(client: PrefectClient) -> None:
@@ -402,7 +405,13 @@ async def test_a_child_of_another_repository(
         "name": "live",
         "entrypoint": "score.py:score",
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}],
-        "work_pool": {"name": POOL, "job_variables": {"working_dir": str(tmp_path)}},
+        "work_pool": {
+            "name": POOL,
+            "job_variables": {
+                "working_dir": str(tmp_path),
+                "command": f"{sys.executable} -m prefect.engine",
+            },
+        },
     }
     (tmp_path / "prefect.yaml").write_text(json.dumps({"deployments": [deployment]}))
     with pytest.raises(AssertionError, match=r"flows/rate.py:\d+: calls score/live, which is not"):

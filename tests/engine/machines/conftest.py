@@ -48,7 +48,7 @@ from tests.engine.machines.services import (
 from tests.engine.waiting import wait_until
 
 PAGE = (ROOT / "deployments" / "docs" / "machines.md").read_text()
-# What to change in prefect.yaml, as that page tells it.
+# What that page has one change in prefect.yaml, besides what clones need.
 SWITCHES = {
     "PREFECT_LOCAL_STORAGE_PATH: /results": (
         "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results"
@@ -143,10 +143,7 @@ class Site:
             "DOCKER_HOST": machine.docker_host,
             "GIT_SSL_CAINFO": str(self.certificate),
         }
-        export, start = (
-            each.replace("--pool engine-tests-docker", f"--pool {pool}")
-            for each in self.commands[-2:]
-        )
+        export, start = (each.replace("-docker", f"-{pool}") for each in self.commands[-2:])
         name = f"{machine.name}-{pool}"
         command = f"{export}; exec {self.workers}/{start} --name {name}"
         log = machine.spawn(name, ["bash", "-c", command], env)
@@ -157,7 +154,7 @@ class Site:
         env = inner_env() | {"DOCKER_HOST": machine.docker_host, "HOME": str(machine.directory)}
         for command in self.commands[2:4]:
             execute("bash", "-c", command, env=env)
-        self.start_worker(machine, "engine-tests-docker")
+        self.start_worker(machine, "docker")
 
     def release(self, name: str) -> None:
         """Let steps that hold until there is a file of this name go on."""
@@ -194,7 +191,6 @@ def read_commands(api_url: str) -> list[str]:
         "https://<server>/api": api_url,
         "<user:password>": f"me:{SERVER_SECRET}",
         "<name>": "engine-tests",
-        "parent-flows": "engine-tests",
     }
     for asked, answer in answers.items():
         assert any(asked in command for command in commands), asked
@@ -288,7 +284,7 @@ def site(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         for machine in machines:
             stack.callback(machine.remove)
             site.start_machine(machine)
-        site.start_worker(machines[0], "engine-tests-local")
+        site.start_worker(machines[0], "local")
         client_home = tmp_path_factory.mktemp("prefect")
         settings = {
             PREFECT_API_URL: site.api_url,

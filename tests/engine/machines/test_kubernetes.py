@@ -23,8 +23,9 @@ from tests.engine.test_recipes import Engine, serving
 pytestmark = [pytest.mark.anyio, pytest.mark.machines]
 
 PAGE = (ROOT / "deployments" / "docs" / "kubernetes.md").read_text()
-POOL, VARIABLES, _ = (
-    textwrap.dedent(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+POOL, _ = (
+    textwrap.dedent(block).replace("<name>", "engine-tests")
+    for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 )
 NAME = "registry.example.com/team/acme"  # of the image
 # Of a worker of the chart, which sets no PREFECT_HOME or the like: it would hand it on.
@@ -64,18 +65,14 @@ print(json.dumps(asyncio.run(render(sys.argv[1]))))
 """
 
 
-def put(file: Path, block: str) -> None:
-    """Put a mapping into the place of the one that begins with the same line."""
-    first = block.splitlines()[0]
-    found = re.search(rf"^( +){re.escape(first)}\n(\1 +.*\n)+", file.read_text(), re.MULTILINE)
-    assert found, first
-    replace(file, found[0], textwrap.indent(block, found[1]))
-
-
 @pytest.fixture(scope="module")
 def for_kubernetes(checkout: Path) -> Path:
-    block = f"{POOL}{textwrap.indent(VARIABLES, '  ')}".replace("parent-flows", "engine-tests")
-    put(checkout / "prefect.yaml", block)
+    """Put the work pool of that page into the place of that of Docker."""
+    manifest = checkout / "prefect.yaml"
+    first = POOL.splitlines()[0]
+    found = re.search(rf"^( +){first}\n(\1 +.*\n)+", manifest.read_text(), re.MULTILINE)
+    assert found, first
+    replace(manifest, found[0], textwrap.indent(POOL, found[1]))
     return checkout
 
 
@@ -210,10 +207,10 @@ async def test_kubernetes_knows_each_field(cluster: Cluster, extras_python: Path
 
 async def test_a_change_of_the_template_is_deployed(cluster: Cluster, extras_python: Path) -> None:
     unchanged = cluster.deploy()
-    assert "unchanged: work pool docker" in unchanged
+    assert "unchanged: work pool engine-tests-docker" in unchanged
     manifest = cluster.project / "prefect.yaml"
     replace(manifest, "imagePullSecrets: [{name: registry}]", "priorityClassName: low")
-    assert "changed: work pool docker: base job template" in cluster.deploy()
+    assert "changed: work pool engine-tests-docker: base job template" in cluster.deploy()
     _, rendered = await render(cluster, extras_python)
     pod = rendered["sent"]["spec"]["template"]["spec"]
     assert (pod["priorityClassName"], "imagePullSecrets" in pod) == ("low", False)
