@@ -66,7 +66,7 @@ def test_every_command_is_known_here() -> None:
         "make deploy",
         ".venv/bin/prefect worker start --pool parent-flows-local",
         "make init NAME=acme",  # tests/template/test_init.py
-        "make flow NAME=clean-gauges",  # tests/engine/test_flow.py
+        "make flow NAME=clean-gauges",  # tests/template/test_flow.py
         "make dev",
     ]
 
