@@ -69,7 +69,7 @@ def test_names_are_in_kebab_case_and_the_package_in_snake_case(
     commit(path, "A note")
     succeed(path, "make", "init", "NAME=acme_pipelines")
     assert note.read_text() == "Of acme-pipelines.\n"
-    assert re.search("(?m)^name: .*acme-pipelines$", (path / "prefect.yaml").read_text())
+    assert re.search(r"(?m)^name: acme-pipelines\b", (path / "prefect.yaml").read_text())
     assert 'name = "acme_pipelines"' in (path / "pyproject.toml").read_text()
     assert "(http" not in (path / "README.md").read_text().splitlines()[0]
     assert (path / "README.md").read_text().startswith("# acme-pipelines\n")
