@@ -10,6 +10,7 @@ import pytest
 from prefect.deployments import arun_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deployments.parent import is_parent
 from deployments.project import ROOT, Manifest
 
 ENGINE = [sys.executable, "-m", "deployments"]
@@ -20,7 +21,7 @@ async def run_parents(manifest: Manifest) -> None:
     for deployment in manifest.deployments:
         flow = deployment.load_flow()
         needed = set(flow.parameters.required or []) - set(deployment.parameters)
-        if "parent" in deployment.tags and not needed:
+        if is_parent(flow) and not needed:
             name = f"{flow.name}/{deployment.name}"
             run = await arun_deployment(name, timeout=600, poll_interval=0.5)
             assert run.state is not None

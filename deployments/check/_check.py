@@ -21,7 +21,6 @@ from deployments.check._blocks import (
     find_placeholders_in,
 )
 from deployments.check._calls import ChildCall, find_child_calls
-from deployments.check._notice import check_noticed
 from deployments.parent import is_parent
 from deployments.project import Deployment, Manifest, check_name, first_problem
 from deployments.values import Returns, find_refused, validate_some
@@ -45,12 +44,7 @@ def _check_manifest(manifest: Manifest) -> Iterator[str]:
     except ValidationError as error:
         yield f"{manifest.path}: {first_problem(error)}"
         return
-    for automation in whole.definitions.automations:
-        if whole.name and not automation.name.startswith(f"{whole.name}: "):
-            yield (
-                f"{file}: definitions.automations: {automation.name!r} must begin with the name of "
-                f"the project, '{whole.name}: ', or another project's could replace it"
-            )
+    yield from (f"{file}: definitions.{finding}" for finding in _check_definitions(whole))
     deployments: dict[str, Deployment] = {}
     for deployment in whole.deployments:
         try:
@@ -70,20 +64,45 @@ def _check_manifest(manifest: Manifest) -> Iterator[str]:
     for name, deployment in deployments.items():
         if deployment not in manifest.deployments:
             continue
-        for _, placeholder in find_placeholders_in(deployment.declared):
-            if placeholder.startswith("$") and placeholder[1:] not in os.environ:
-                yield f"{file}: {placeholder} is not set, and would become empty: set it in .env"
+        for placeholder in _find_unset(deployment.declared):
+            yield f"{file}: {placeholder} is not set, and would become empty: set it in .env"
         for findings in (
             _check_flow(deployment, name in called or not is_parent(deployment.load_flow())),
-            check_noticed(whole, deployments, name),
             _check_queue(whole, deployment),
-            check_blocks(deployment),
+            check_blocks(whole, deployment),
             check_results(whole, deployment),
         ):
             yield from (f"{file}: {name}: {finding}" for finding in findings)
         for call in calls[name]:
             for finding in _check_call(whole, deployments, deployment, call):
                 yield f"{call.place}: {finding}"
+
+
+def _check_definitions(manifest: Manifest) -> Iterator[str]:
+    for automation in manifest.definitions.automations:
+        if not automation.name.startswith(f"{manifest.name}: "):
+            yield (
+                f"automations: {automation.name!r} must begin with the name of the project, "
+                f"'{manifest.name}: ', or another project's could replace it"
+            )
+    for name, pool in manifest.definitions.work_pools.items():
+        if not f"{name}-".startswith(f"{manifest.name}-"):
+            yield (
+                f"work_pools: {name} must begin with the name of the project, "
+                f"'{manifest.name}-', or another project's runs could get into it"
+            )
+        for placeholder in _find_unset(pool.job_variables.model_dump()):
+            yield (
+                f"work_pools.{name}: {placeholder} is not set, and would become empty: set it in "
+                ".env"
+            )
+
+
+def _find_unset(declared: Any) -> Iterator[str]:
+    """Yield the variables that placeholders name, and the environment lacks."""
+    for _, placeholder in find_placeholders_in(declared):
+        if placeholder.startswith("$") and placeholder[1:] not in os.environ:
+            yield placeholder
 
 
 def _check_flow(deployment: Deployment, result_is_read: bool) -> Iterator[str]:
@@ -176,7 +195,7 @@ def _check_call(
         if name and isinstance(target, Flow):  # by name, it may be of another repository
             yield f"calls {name}, which is not declared: add it to prefect.yaml"
         return
-    for problem in check_results_of_child(caller, child):
+    for problem in check_results_of_child(manifest, caller, child):
         yield f"{name}: {problem}"
     ours, theirs = caller.work_pool, child.work_pool
     pool = manifest.definitions.work_pools.get(ours.name)

@@ -11,7 +11,7 @@ from prefect.exceptions import ObjectNotFound
 
 from deployments.check._blocks import check_blocks_of_server
 from deployments.check._calls import find_child_calls
-from deployments.deploy import find_leftovers
+from deployments.deploy import find_leftovers, with_safety_net
 from deployments.project import Manifest, WorkPool
 from deployments.runs import online_workers, read_everything
 
@@ -20,6 +20,7 @@ IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
 
 async def check_server(client: PrefectClient, manifest: Manifest) -> AsyncIterator[str]:
     """Yield one line for each thing that is wrong with the server, with what to do."""
+    manifest = with_safety_net(manifest)
     for findings in (
         *(_check_work_pool(client, *named) for named in manifest.definitions.work_pools.items()),
         check_leases(client, manifest),

@@ -23,6 +23,7 @@ from deployments.deploy._definitions import (
     find,
     plain_automation,
 )
+from deployments.deploy._safety_net import with_safety_net
 from deployments.deploy._schedules import Declared, is_paused, plain_schedules
 from deployments.project import ROOT, Manifest
 from deployments.servers import tell_versions
@@ -46,14 +47,21 @@ async def deploy_manifest(
         RuntimeError: `prefect deploy` failed; with what it said.
         ValueError: A flow can't be imported.
     """
+    manifest = with_safety_net(manifest)
     async with get_client() as client:
-        await create_definitions(client, manifest, report)
         existing, before, declared = {}, {}, {}
         for deployment in manifest.deployments:
             name = deployment.full_name
             found = existing[name] = await find(client.read_deployment_by_name(name))
+            owner = found and (found.job_variables or {}).get(PROJECT)
+            if owner and owner != manifest.name:
+                raise RuntimeError(
+                    f"{name} is of the project {owner} on this server: give the flow or the "
+                    f"deployment another name, or `prefect deployment delete {name}`"
+                )
             before[name] = await _read_fields(client, found, deployment.declared) if found else {}
             declared[name] = _complete(manifest.name, deployment.declared, found)
+        await create_definitions(client, manifest, report)
         failure = None
         try:
             await asyncio.to_thread(_deploy, manifest, list(declared.values()), env)
@@ -104,10 +112,9 @@ def _complete(project: str, declared: Declared, existing: DeploymentResponse | N
             schedule | ({"active": False} if is_paused(schedule, existing.schedules) else {})
             for schedule in declared["schedules"]
         ]
-    if project:
-        pool = complete["work_pool"]
-        variables = {PROJECT: project} | (pool.get("job_variables") or {})
-        complete["work_pool"] = pool | {"job_variables": variables}
+    pool = complete["work_pool"]
+    variables = {PROJECT: project} | (pool.get("job_variables") or {})
+    complete["work_pool"] = pool | {"job_variables": variables}
     return complete
 
 

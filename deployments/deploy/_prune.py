@@ -21,6 +21,7 @@ from rich.prompt import Confirm
 
 from deployments.deploy._definitions import mark_of
 from deployments.deploy._deploy import PROJECT, deploy_manifest
+from deployments.deploy._safety_net import with_safety_net
 from deployments.project import Manifest
 from deployments.runs import UNFINISHED, online_workers, read_everything
 from deployments.servers import require_server
@@ -91,9 +92,7 @@ async def find_leftovers(client: PrefectClient, manifest: Manifest) -> list[Left
     Raises:
         ValueError: A flow can't be imported.
     """
-    whole = manifest.whole
-    if not whole.name:
-        return []
+    whole = with_safety_net(manifest.whole)
     found, mark, pools = [], mark_of(whole.name), whole.definitions.work_pools
     declared = {deployment.full_name for deployment in whole.deployments}
     for deployment in await read_everything(client.read_deployments):

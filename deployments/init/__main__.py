@@ -94,13 +94,10 @@ def _git(*arguments: str) -> str:
 
 
 def _declare() -> None:
-    """Declare the starter's flows in place of the example's, above the engine's own."""
+    """Declare the starter's flows in place of the example's."""
     path = ROOT / "prefect.yaml"
-    head, start, tail = path.read_text().partition("\ndeployments:\n")
-    entries = re.split(r"(?m)^(?=  - )", tail)
-    own = next(each for each in entries if "entrypoint: deployments/" in each)
-    starter = (STARTER / "deployments.yaml").read_text()
-    path.write_text(head + start + starter + tail[tail.index(own) :])
+    head, start, _ = path.read_text().partition("\ndeployments:\n")
+    path.write_text(head + start + (STARTER / "deployments.yaml").read_text())
 
 
 def _edit_lock() -> None:
@@ -140,7 +137,7 @@ def _edit_pyproject(package: str) -> None:
 
 def _rename(name: str) -> None:
     """Say the project's name wherever the template's stands."""
-    (old,) = re.findall(r"(?m)^name: (?:&\w+ )?(.+)$", (ROOT / "prefect.yaml").read_text())
+    (old,) = re.findall(r"(?m)^name: (\S+)", (ROOT / "prefect.yaml").read_text())
     for file in _git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
         path = ROOT / file
         if path.is_file() and old.encode() in (content := path.read_bytes()):

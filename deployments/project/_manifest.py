@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import httpx
 import yaml
 from prefect.automations import AutomationCore
-from prefect.events import ResourceSpecification
 from prefect.exceptions import ScriptError
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.types import Name
@@ -23,6 +22,8 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
+    PositiveInt,
     PrivateAttr,
     ValidationError,
     model_validator,
@@ -55,6 +56,15 @@ class WorkQueue(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     concurrency_limit: int | None = None
+    priority: PositiveInt | None = None  # the lower, the sooner
+
+
+class JobVariables(BaseModel):
+    """The job variables of a work pool or a deployment, as far as they are read here."""
+
+    model_config = ConfigDict(extra="allow")
+    env: Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})] = {}
+    volumes: Annotated[list[str], BeforeValidator(lambda given: given or [])] = []
 
 
 class WorkPool(BaseModel):
@@ -63,23 +73,8 @@ class WorkPool(BaseModel):
     model_config = ConfigDict(extra="forbid")
     type: str
     base_job_template: dict[str, Any] = {}  # laid over Prefect's own
+    job_variables: JobVariables = JobVariables()  # its defaults there
     queues: dict[ServerName, WorkQueue]
-
-
-class JobVariables(BaseModel):
-    """The job variables of a deployment, as far as they are read here."""
-
-    model_config = ConfigDict(extra="allow")
-    env: Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})] = {}
-    volumes: Annotated[list[str], BeforeValidator(lambda given: given or [])] = []
-
-    @model_validator(mode="after")
-    def _add_dotted(self) -> JobVariables:
-        """Add those of `env.NAME`, as a worker does."""
-        given = self.model_extra or {}
-        dotted = {name[4:]: value for name, value in given.items() if name.startswith("env.")}
-        self.env = dotted | self.env
-        return self
 
 
 class DeploymentWorkPool(BaseModel):
@@ -91,13 +86,8 @@ class DeploymentWorkPool(BaseModel):
 
 
 class Trigger(BaseModel):
-    """A trigger of a deployment or an automation, as far as it is read here."""
+    """A trigger of a deployment, as far as it is read here."""
 
-    expect: set[str] = set()
-    match_related: Annotated[
-        list[ResourceSpecification],
-        BeforeValidator(lambda given: given if isinstance(given, list) else [given or {}]),
-    ] = []
     parameters: dict[str, Any] | None = None  # of the run that it starts
 
 
@@ -108,7 +98,6 @@ class Deployment(BaseModel):
     entrypoint: str
     work_pool: DeploymentWorkPool
     parameters: dict[str, Any] = {}
-    tags: list[str] = []
     build: list[dict[str, Any]] = []
     schedules: list[dict[str, Any]] | None = None
     triggers: list[Trigger] | None = None
@@ -167,17 +156,28 @@ def is_installed(path: Path) -> bool:
     return any(path.is_relative_to(directory) for directory in INSTALLED)
 
 
+class CrashedAfter(BaseModel):
+    """After how many seconds a lost run is marked as crashed."""
+
+    model_config = ConfigDict(extra="forbid")
+    # Some heartbeats, and twice the 60 s that a server on SQLite may stand still.
+    silent: int = Field(180, ge=60)
+    # Longer than any pull of an image, clone of the code or wait for a machine.
+    pending: int = Field(600, ge=60)
+
+
 class Definitions(BaseModel):
     """The part of `definitions` that is not only anchors."""
 
     work_pools: dict[ServerName, WorkPool]
     automations: list[AutomationCore] = []
+    crashed_after: CrashedAfter = CrashedAfter()
 
 
 class Manifest(BaseModel):
     """All of `prefect.yaml` that this template reads, or a part of it."""
 
-    name: str = ""  # of the project
+    name: str  # of the project
     path: Path
     # The steps of each deployment that has none of its own.
     build: list[dict[str, Any]] | None = None

@@ -33,7 +33,7 @@ ALIVE: list[StateType] = [state for state in UNFINISHED if state != StateType.CA
 EXECUTED = "prefect.worker.executed-flow-run"
 EVENTS = 50  # more at once the server refuses, also what `read_events` asks for by itself
 WORD_TIME = timedelta(seconds=5)
-# So late may a run start that a worker has taken: an automation of prefect.yaml calls it crashed.
+# So late may a run start that a worker has taken, before an automation calls it crashed.
 START_TIME = timedelta(seconds=600)
 LOOK_SECONDS = 1.0
 

@@ -18,7 +18,6 @@ from rich.console import Console
 from deployments.project import ROOT, Manifest
 
 SERVER = ("server", "services")  # of docker/compose.yaml, which depend on the rest
-WORKER = "worker-"  # and its work pool: the name of its service there
 SOCKET = Path("/var/run/docker.sock")
 LABEL = "io.prefect.flow-run-id"  # of what a Docker worker starts (DockerWorkerJobConfiguration)
 
@@ -47,7 +46,7 @@ def up(manifest: Manifest, console: Console, server: bool) -> None:
     if not server:
         deploy = ["-m", "deployments", "deploy"]
         # Processes run where their worker is, and need its paths.
-        worker = WORKER + processes.deployments[0].work_pool.name
+        worker = _worker_of(manifest.name, processes.deployments[0].work_pool.name)
         _compose(variables, "run", "--rm", "-T", worker, "python", *deploy, *processes.names)
         env = os.environ | {"PREFECT_API_URL": api_url}
         subprocess.run([sys.executable, *deploy, *containers.names], cwd=ROOT, env=env, check=True)
@@ -66,12 +65,21 @@ def down(volumes: bool) -> None:
     manifest = Manifest.load()
     variables = read_variables(manifest.name)
     pools = manifest.definitions.work_pools.items()
-    workers = [f"{WORKER}{name}" for name, pool in pools if pool.type in ("process", "docker")]
+    workers = [
+        _worker_of(manifest.name, name)
+        for name, pool in pools
+        if pool.type in ("process", "docker")
+    ]
     _compose(variables, "stop", *workers)
     filters = ["--filter", f"network={manifest.name}", "--filter", f"label={LABEL}"]
     if runs := subprocess.check_output(["docker", "ps", "--quiet", *filters], text=True).split():
         subprocess.run(["docker", "stop", *runs], check=True)
     _compose(variables, "down", "--remove-orphans", *(["--volumes"] if volumes else []))
+
+
+def _worker_of(project: str, pool: str) -> str:
+    """Return the service of a work pool's worker in docker/compose.yaml."""
+    return f"worker-{pool.removeprefix(f'{project}-')}"
 
 
 def read_variables(project: str) -> dict[str, str]:

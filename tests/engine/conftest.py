@@ -66,11 +66,19 @@ def replace(file: Path, old: str, new: str) -> None:
 
 def run_in_clones(manifest: str) -> str:
     """Let the deployments named `local` of a manifest run in clones, as docker/README.md says."""
-    readme = (ROOT / "docker" / "README.md").read_text()
-    (block,) = re.findall(r"```yaml\n( +local:\n.*?)```", readme, re.DOTALL)
-    found = re.search(r"^  local:\n(   .*\n)+", manifest, re.MULTILINE)
-    assert found
-    return manifest.replace(found[0], textwrap.indent(textwrap.dedent(block), "  "))
+    blocks = re.findall(
+        r"```yaml\n(.*?)```", (ROOT / "docker" / "README.md").read_text(), re.DOTALL
+    )
+    steps, variables = (
+        next(textwrap.dedent(block) for block in blocks if part in block)
+        for part in ("git_clone", "RESULTS_PERSIST_BY_DEFAULT")
+    )
+    manifest = re.sub(r"(?m)^build:\n(?:  .*\n|pull:\n)+", lambda _: steps, manifest, count=1)
+    old = re.compile(
+        r"^      job_variables:\n        working_dir: \.(.*\n)(        .*\n)+", re.MULTILINE
+    )
+    assert old.search(manifest)
+    return old.sub(lambda _: textwrap.indent(variables, "      "), manifest, count=1)
 
 
 def run_command(

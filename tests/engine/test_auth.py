@@ -65,7 +65,7 @@ async def test_a_parent_and_its_children_run(server: TemporaryServer) -> None:
         )
     await deploy_faults(server)
     debugging = replace(server, env={**server.env, "PREFECT_LOGGING_LEVEL": "DEBUG"})
-    with temporary_worker(debugging, "local"):
+    with temporary_worker(debugging, "engine-tests-local"):
         parent = await start("family", steps=[{"name": "a"}, {"name": "bb"}])
         async with get_client() as client:
             parent = await ended(client, parent)

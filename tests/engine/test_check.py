@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from prefect.events.schemas.automations import EventTrigger
 
 from deployments.check import check_manifest
 from deployments.check._calls import find_child_calls
@@ -26,6 +25,7 @@ from pydantic import BaseModel, Base64Bytes, ConfigDict, Field, SecretStr, field
 def step(number: int) -> int: ...
 """
 DECLARED = MANIFEST.read_text()
+LOCAL_PARENT = "    work_pool: {name: engine-tests-local, work_queue_name: parents}\n"
 
 
 def findings(tmp_path: Path, *edits: tuple[str, str], declared: str = DECLARED) -> list[str]:
@@ -50,7 +50,11 @@ def findings_of(tmp_path: Path, source: str, *names: str, **more: str) -> list[s
     """Declare flows of a module in a manifest of their own; `more` are lines by flow name."""
     module = tmp_path / "mine.py"
     module.write_text(HEADER + source)
-    lines = ["definitions:", "  work_pools: {local: {type: process, queues: {default: {}}}}"]
+    lines = [
+        "name: local",
+        "definitions:",
+        "  work_pools: {local: {type: process, queues: {default: {}}}}",
+    ]
     lines += ["deployments:"]
     for name in names:
         lines += ["- name: local", "  work_pool: {name: local}"]
@@ -87,20 +91,19 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
             ":measure",
             "tests/engine/words.py:60: calls add-up/local, which is not declared",
         ),
-        ("work_queue_name: *children", "work_queue_name: kids", "its work queue kids is not in"),
-        ("&local_children\n      name: *local_pool", "&local_children\n      name: moon", "moon"),
+        ("work_queue_name: children", "work_queue_name: kids", "its work queue kids is not in"),
+        ("name: engine-tests-local,", "name: moon,", "its work pool moon is not in definitions"),
         ("PREFECT_LOCAL_STORAGE_PATH: /results", "A: B", "results would end with its container"),
         ("engine-tests-results:/results", "mine:/mine", "results would end with its container"),
-        ("work_queue_name: *parents", "work_queue_name: *children", "that is a deadlock"),
-        ("tags: [*project, parent]", "tags: [mine]", "tags: lacks engine-tests, parent"),
+        ("work_queue_name: parents", "work_queue_name: children", "that is a deadlock"),
         (
-            "    work_pool: *local_parents\n  - {",
-            "    work_pool: *local_parents\n    parameters: {times: 13}\n  - {",
+            LOCAL_PARENT,
+            LOCAL_PARENT + "    parameters: {times: 13}\n",
             "parameters.times: Input should be less than or equal to 12",
         ),
         (
-            "    work_pool: *local_parents\n  - {",
-            "    work_pool: *local_parents\n    parameters: {tines: 1}\n  - {",
+            LOCAL_PARENT,
+            LOCAL_PARENT + "    parameters: {tines: 1}\n",
             "parameters.tines: Extra inputs are not permitted",
         ),
         (
@@ -110,55 +113,48 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
         ),
         ("        env:\n", "        env: 7\n        x:\n", "env: Input should be a valid dict"),
         (
-            "      name: local\n",
-            "      name: '{{ $STAGE }}'\n",
+            "    name: local\n",
+            "    name: '{{ $STAGE }}'\n",
             "'{{ $STAGE }}' is a template, which",
         ),
         (
-            "      name: local\n",
-            "      name: lo#cal\n",
+            "    name: local\n",
+            "    name: lo#cal\n",
             "0.name: Value error, 'lo#cal' can't stand in a",
         ),
-        ("      name: local\n", "      name: local?\n", "'local?' can't stand in a URL"),
-        ("      name: local\n", "      name: ..\n", "'..' can't stand in a URL"),
-        ("      name: local\n", "      name: a/b\n", "0.name: String should match pattern"),
-        ("&local_pool local:", "&local_pool local#:", "'local#' can't stand in a URL"),
-        ("&children children:", "&children kids?:", "'kids?' can't stand in a URL"),
-        ('version: "1"', "version: 2", "deployments.0.version: Input should be a valid string"),
-        ("description: C", "paused: maybe\n    x: C", "6.paused: Input should be a valid boolean"),
-        ("tags: [*project]", "parameters: {at: 2024-01-01}", "2024-01-01 must be in quotes in"),
+        ("    name: local\n", "    name: local?\n", "'local?' can't stand in a URL"),
+        ("    name: local\n", "    name: ..\n", "'..' can't stand in a URL"),
+        ("    name: local\n", "    name: a/b\n", "0.name: String should match pattern"),
+        ("    engine-tests-local:", "    engine-tests#:", "'engine-tests#' can't stand in a URL"),
+        ("children: {concurrency", "kids?: {concurrency", "'kids?' can't stand in a URL"),
+        ("children: {concurrency", "children: {priority: 0, concurrency", "should be greater than"),
+        (LOCAL_PARENT, LOCAL_PARENT + "    version: 2\n", "0.version: Input should be a valid str"),
+        (LOCAL_PARENT, LOCAL_PARENT + "    paused: maybe\n", "0.paused: Input should be a valid"),
         (
-            "networks: [",
-            "key: '{{ prefect.blocks.secret.key }}'\n        networks: [",
+            LOCAL_PARENT,
+            LOCAL_PARENT + "    parameters: {at: 2024-01-01}\n",
+            "2024-01-01 must be in quotes in",
+        ),
+        (
+            "job_variables: &image {",
+            "job_variables: &image {key: '{{ prefect.blocks.secret.key }}', ",
             "job_variables.key: prefect.blocks.secret.key would be there for everybody to read",
         ),
+        ("    engine-tests-local:", "    local:", "work_pools: local must begin with the name of"),
+        ("    engine-tests-local:", "    engine-testsX:", "engine-testsX must begin with the name"),
+        ("name: engine-tests  #", "nam: engine-tests  #", "name: Field required"),
+        ("silent: 180", "silent: 30", "silent: Input should be greater than or equal to 60"),
+        ("silent: 180", "silence: 180", "silence: Extra inputs are not permitted"),
         (
-            "prefect.tag.engine-tests",
-            "prefect.tag.mine",
-            "measure/docker: tags: lacks mine, by which",
+            "mem_limit: 1g",
+            "mem_limit: '{{ $NOWHERE }}'",
+            "engine-tests-docker: $NOWHERE is not set",
         ),
         (
-            "prefect.resource.id: prefect.tag.parent\n",
-            "prefect.resource.id: prefect.tag.chief\n",
-            "measure-all/local: tags: lacks chief, by which",
-        ),
-        (
-            "prefect.resource.name: *docker_pool}",
-            "prefect.resource.name: moon}",
-            "measure-all/docker: no trigger of cancel-orphans/local, cancel-orphans/docker is "
-            "for prefect.flow-run.Crashed of its runs in work pool docker",
-        ),
-        (
-            "prefect.resource.name: *docker_pool}",
-            "prefect.resource.name: *local_pool}",
-            "measure-all/docker: no trigger of cancel-orphans/local, cancel-orphans/docker is "
-            "for prefect.flow-run.Crashed of its runs in work pool docker",
-        ),
-        (
-            '"engine-tests: mark silent',
-            '"mark silent',
-            "definitions.automations: 'mark silent runs as crashed' must begin with the name of "
-            "the project, 'engine-tests: ', or another project's could replace it",
+            "  crashed_after:",
+            "  automations: [{name: a, trigger: {type: event}, actions: []}]\n  crashed_after:",
+            "definitions.automations: 'a' must begin with the name of the project, "
+            "'engine-tests: ', or another project's could replace it",
         ),
     ],
 )
@@ -170,36 +166,33 @@ def test_each_finding_is_one_line_with_its_place(
     assert all(re.match(r"\S*(prefect\.yaml|\.py:\d+): .+$", line) for line in found), found
 
 
-BLOCK = ("&results {}", "&results {PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results}")
-CLONES = run_in_clones(DECLARED)
-OF_CHILDREN = "work_queue_name: *children\n      job_variables: "
+BLOCK = "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results"
+OF_LOCAL = ("working_dir: .", f"env: {{{BLOCK}}}\n        working_dir: .")
+OF_DOCKER = ("PREFECT_LOCAL_STORAGE_PATH: /results", BLOCK)
+OF_CHILDREN = "engine-tests-local, work_queue_name: children"
 
 
 @pytest.mark.parametrize(
     ("declared", "edits", "lacking"),
     [
-        (DECLARED, [BLOCK], []),
-        (CLONES, [], []),
-        (CLONES, [BLOCK], []),
+        (DECLARED, [OF_LOCAL, OF_DOCKER], []),
+        (DECLARED, [OF_LOCAL], []),
+        (run_in_clones(DECLARED), [], []),
+        (DECLARED, [OF_LOCAL, (OF_CHILDREN, OF_CHILDREN + ", job_variables: {env: {A: b}}")], []),
         (
             DECLARED,
-            [BLOCK, (OF_CHILDREN + "*process", OF_CHILDREN + "{<<: *process, env.A: b}")],
-            [],
-        ),
-        (
-            DECLARED,
-            [BLOCK, (OF_CHILDREN + "*process", OF_CHILDREN + "{<<: *process, env: {A: b}}")],
+            [(OF_CHILDREN, OF_CHILDREN + f", job_variables: {{env: {{{BLOCK}}}}}")],
             [
-                f"{child}/local: the child alone lacks PREFECT_DEFAULT_RESULT_STORAGE_BLOCK in "
+                f"{child}/local: its parent alone lacks PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: "
                 for child in ("add-up", "measure")
             ],
         ),
     ],
 )
-def test_an_env_that_replaces_the_shared_one_is_told(
+def test_a_parent_and_its_children_have_one_storage(
     tmp_path: Path, declared: str, edits: list[tuple[str, str]], lacking: list[str]
 ) -> None:
-    """YAML's merge goes no deeper than the first level."""
+    """Of an entry's own `env`, and that of its work pool."""
     lines = findings(tmp_path, *edits, declared=declared)
     found = sorted(line.partition(": ")[2] for line in lines)
     assert len(found) == len(lacking), found
@@ -219,18 +212,16 @@ def test_a_template_is_no_value_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameters: str, expected: str | None
 ) -> None:
     monkeypatch.setenv("TIMES", "3")
-    old = "    work_pool: *local_parents\n  - {"
-    new = f"    parameters: {{{parameters}}}\n{old}"
-    found = findings(tmp_path, (old, new))
+    found = findings(tmp_path, (LOCAL_PARENT, f"{LOCAL_PARENT}    parameters: {{{parameters}}}\n"))
     assert all(expected and expected in each for each in found), found
     assert bool(found) == (expected is not None)
 
 
 NAMES = [
     [("engine-tests", "acme-pipelines")],
-    [("&local_pool local:", "&local_pool processes:")],
-    [("local", "processes"), ("docker", "containers"), ("type: containers", "type: docker")],
-    [("&parents parents:", "&parents chiefs:"), ("&children children:", "&children crew:")],
+    [("engine-tests-local", "engine-tests-processes")],
+    [("name: local", "name: dev"), ("name: docker", "name: prod")],
+    [("parents: {}", "chiefs: {}"), ("queue_name: parents", "queue_name: chiefs")],
 ]
 
 
@@ -240,20 +231,9 @@ def test_names_are_the_users(tmp_path: Path, edits: list[tuple[str, str]]) -> No
 
 
 def test_a_project_that_is_renamed_in_one_place_tells_the_others(tmp_path: Path) -> None:
-    found = findings(tmp_path, ("name: &project engine-tests", "name: &project acme"))
-    assert len(found) == 2 + 6, found
-    assert sum("must begin with the name of the project, 'acme: '" in each for each in found) == 2
-    assert sum("tags: lacks engine-tests, by which" in each for each in found) == 6
-
-
-def test_renamed_pools_are_missed_by_the_triggers(tmp_path: Path) -> None:
-    """The triggers still name the old one."""
-    found = findings(
-        tmp_path,
-        ("&local_pool local:", "&local_pool near:"),
-        ("prefect.resource.name: *local_pool}", "prefect.resource.name: local}"),
-    )
-    assert any("measure-all/local: no trigger" in each for each in found), found
+    found = findings(tmp_path, ("name: engine-tests  #", "name: acme  #"))
+    assert len(found) == 2, found
+    assert all("must begin with the name of the project, 'acme-'" in each for each in found)
 
 
 def test_a_file_beside_a_flow_hides_no_package(tmp_path: Path) -> None:
@@ -261,27 +241,6 @@ def test_a_file_beside_a_flow_hides_no_package(tmp_path: Path) -> None:
     path = sys.path.copy()
     assert findings_of(tmp_path, "", "step") == []
     assert sys.path == path
-
-
-def test_tags_may_have_other_names(tmp_path: Path) -> None:
-    """Only that they agree matters, and that each pool has its own trigger."""
-    edits = [
-        ("[*project, parent]", "[x, y]"),
-        ("[*project]\n    work_pool", "[x]\n    work_pool"),
-    ]
-    edits += [
-        ("prefect.tag.engine-tests", "prefect.tag.x"),
-        ("prefect.tag.parent\n", "prefect.tag.y\n"),
-    ]
-    assert findings(tmp_path, *edits) == []
-
-
-def test_automations_of_other_purposes_want_nothing(tmp_path: Path) -> None:
-    """A notification about some runs, a deployment that other people's runs start."""
-    edits = [("state: CRASHED", "state: PAUSED"), ("prefect.tag.engine-tests", "prefect.tag.vip")]
-    other = "triggers: [{expect: [a], match_related: {prefect.resource.id: prefect.tag.b}}]\n    "
-    edits += [("tags: [*project, parent]\n    ", f"tags: [*project, parent]\n    {other}")]
-    assert findings(tmp_path, *edits) == []
 
 
 def test_results_in_a_block_need_no_volume(tmp_path: Path) -> None:
@@ -469,13 +428,6 @@ async def mine():
     ] == ([True] if accused else []), found
 
 
-@pytest.mark.parametrize("name", ["Completed", "Failed", "Suspended", "AwaitingRetry"])
-def test_a_run_that_may_be_silent_is_not_marked_as_crashed(name: str) -> None:
-    silent, _ = Manifest.load(MANIFEST).definitions.automations
-    assert isinstance(silent.trigger, EventTrigger)
-    assert f"prefect.flow-run.{name}" in silent.trigger.expect
-
-
 def test_a_child_beside_its_parent_does_not_call_itself(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from prefect import flow\n"
@@ -573,7 +525,7 @@ def test_the_command_says_so_and_ends_with_0(checkout: Path, clean_env: dict[str
 
 def test_deploy_refuses_what_check_refuses(checkout: Path, clean_env: dict[str, str]) -> None:
     manifest = checkout / "prefect.yaml"
-    manifest.write_text(DECLARED.replace("[*project, parent]", "[]"))
+    manifest.write_text(DECLARED.replace("work_queue_name: children", "work_queue_name: kids"))
     env = clean_env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}  # nobody is there
     said = {}
     for command in ("check", "deploy"):
@@ -581,8 +533,10 @@ def test_deploy_refuses_what_check_refuses(checkout: Path, clean_env: dict[str, 
         assert done.returncode == 1
         said[command] = done.stderr.splitlines()
     lacks = (
-        "prefect.yaml: measure-all/{}: tags: lacks engine-tests, parent, by which the "
-        "automations and triggers of prefect.yaml find its runs: add it"
+        "prefect.yaml: {}/{}: its work queue kids is not in "
+        "definitions.work_pools.engine-tests-{}.queues: add it there"
     )
-    assert said["check"] == [lacks.format("local"), lacks.format("docker")]
-    assert said["deploy"] == [lacks.format("local")]
+    children = [lacks.format(name, "local", "local") for name in ("measure", "add-up")]
+    assert said["deploy"] == children
+    others = [lacks.format(name, "docker", "docker") for name in ("measure", "add-up")]
+    assert sorted(said["check"]) == sorted([*children, *others])

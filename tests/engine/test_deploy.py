@@ -109,7 +109,7 @@ def project(prefect_server: TemporaryServer, tmp_path: Path) -> Iterator[Project
     (path / "flows" / "sift.py").write_text(FLOWS)
     (path / "prefect.yaml").write_text(MANIFEST)
     yield Project(path, {**prefect_server.env, "STAGE": "test"})
-    for name in ("acme", "acme-x"):  # nothing of it is left for the next one
+    for name in ("acme", "acme-x", "acme-checked"):  # nothing of it is left for the next one
         nothing = f"name: {name}\ndefinitions: {{work_pools: {{}}}}\ndeployments: []\n"
         (path / "prefect.yaml").write_text(nothing)
         asyncio.run(delete_leftovers(Manifest.load(path / "prefect.yaml")))
@@ -133,6 +133,8 @@ THINGS = [
     "work pool acme-pool",
     "work queue acme-pool/parents",
     "work queue acme-pool/children",
+    "automation acme: mark silent runs as crashed",
+    "automation acme: mark runs that don't start as crashed",
     "automation acme: pause",
     "deployment sift/local",
 ]
@@ -171,7 +173,9 @@ async def test_each_changed_field_is_named(project: Project) -> None:
     assert project.say("deploy") == [
         "unchanged: work pool acme-pool",
         "unchanged: work queue acme-pool/parents",
-        "changed: work queue acme-pool/children: concurrency limit",
+        "changed: work queue acme-pool/children: concurrency_limit",
+        "unchanged: automation acme: mark silent runs as crashed",
+        "unchanged: automation acme: mark runs that don't start as crashed",
         "changed: automation acme: pause: trigger",
         "changed: deployment sift/local: description, version, tags, parameters, parameter schema, "
         "work queue, job variables, pull steps, concurrency limit, schedules, triggers",
@@ -373,7 +377,7 @@ async def test_check_names_what_is_missing_and_left_over(
     project.declare(
         ("name: acme\n", "name: acme-checked\n"),
         ("acme: pause", "acme-checked: pause"),
-        ("acme-pool", "checked-pool"),
+        ("acme-pool", "acme-checked-pool"),
         ("name: local", "name: checked"),
     )
     project.say("deploy")
@@ -382,7 +386,7 @@ async def test_check_names_what_is_missing_and_left_over(
     async with get_client() as client:
         (automation,) = await client.read_automations_by_name("acme-checked: pause")
         await client.delete_automation(automation.id)
-    with temporary_worker(prefect_server, "checked-pool"):
+    with temporary_worker(prefect_server, "acme-checked-pool"):
         assert project.say("check", "--server", status=1) == [
             "automation acme-checked: pause does not exist: `python -m deployments deploy`",
             "no longer declared: deployment sift/checked: `python -m deployments deploy --prune`",
@@ -426,11 +430,14 @@ async def test_a_rename_with_prune_leaves_nothing_behind(project: Project) -> No
 async def test_others_are_left_alone_and_unfinished_runs_are_named(project: Project) -> None:
     project.say("deploy")
     text = (project.path / "prefect.yaml").read_text()
-    # A project whose name begins alike, with the same tags, in the same pool and queue.
+    # A deployment of others, in the same pool and queue; and a project whose name begins alike.
+    project.declare(("name: local", "name: other"))
+    plainly(project)
     project.declare(
         ("name: acme\n", "name: acme-x\n"),
-        ("name: local", "name: other"),
+        ("name: other", "name: third"),
         ("acme: pause", "acme-x: pause"),
+        ("acme-pool", "acme-x-pool"),
     )
     project.say("deploy")
     (project.path / "prefect.yaml").write_text(
@@ -454,6 +461,7 @@ async def test_others_are_left_alone_and_unfinished_runs_are_named(project: Proj
         "kept: work queue acme-pool/children: in use by deployment other",
     ]
     assert await read("sift/other") is not None
+    assert await read("sift/third") is not None
 
 
 @pytest.mark.slow

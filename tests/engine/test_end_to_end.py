@@ -132,7 +132,7 @@ async def test_check_tells_what_the_server_lacks(tmp_path: Path) -> None:
     text = MANIFEST.read_text()
     assert "parents: {}" in text
     (tmp_path / "prefect.yaml").write_text(
-        text.replace("parents: {}", "parents: {}\n        vip: {}")
+        text.replace("parents: {}", "parents: {}\n        vip: {}", 1)
     )
     manifest = Manifest.load(tmp_path / "prefect.yaml").named("local")
     manifest.definitions.work_pools["other"] = WorkPool(type="docker", queues={})
@@ -140,7 +140,7 @@ async def test_check_tells_what_the_server_lacks(tmp_path: Path) -> None:
     async with get_client() as client:
         findings = [finding async for finding in check_server(client, manifest)]
         assert findings[:3] == [
-            "work queue local/vip does not exist: `python -m deployments deploy`",
+            "work queue engine-tests-local/vip does not exist: `python -m deployments deploy`",
             "work pool other does not exist: `python -m deployments deploy`",
             "measure-all/lokal is not deployed: `python -m deployments deploy lokal`",
         ]
@@ -185,13 +185,7 @@ async def test_a_schedule_makes_runs_that_run(
         "parameters": {"name": "by cron"},
         "schedules": [{"cron": "* * * * * */10"}],
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
-        "work_pool": {
-            "name": "local",
-            "job_variables": {
-                "working_dir": str(ROOT),
-                "command": ".venv/bin/python -I -S deployments/warm_start.py",
-            },
-        },
+        "work_pool": {"name": "engine-tests-local"},
     }
     file = tmp_path / "prefect.yaml"
     file.write_text(json.dumps({"deployments": [deployment]}))

@@ -29,7 +29,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def project(checkout: Path, prefect_server: TemporaryServer, worker: None) -> Path:
     """A project of these parents, which are deployed."""
-    entry = "  - {{<<: *local, entrypoint: tests/engine/outcomes.py:{}, work_pool: *local_parents}}"
+    pool = "work_pool: {{name: engine-tests-local, work_queue_name: parents}}"
+    entry = f"  - {{{{name: local, entrypoint: tests/engine/outcomes.py:{{}}, {pool}}}}}"
     definitions = MANIFEST.read_text().partition("\ndeployments:\n")[0]
     manifest = checkout / "prefect.yaml"
     manifest.write_text("\n".join([definitions, "deployments:", *map(entry.format, OUTCOMES)]))

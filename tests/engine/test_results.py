@@ -100,21 +100,13 @@ def results(
 ) -> dict[str, Any]:
     """Run flows as children; return results and errors by name."""
     names = sorted(CHILDREN)
-    directory = str(ROOT)
     manifest: dict[str, Any] = {
-        "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": directory}}],
+        "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
         "deployments": [
             {
                 "name": "local",
                 "entrypoint": f"tests/engine/returns.py:{name}",
-                "work_pool": {
-                    "name": "local",
-                    "work_queue_name": "children",
-                    "job_variables": {
-                        "working_dir": directory,
-                        "command": ".venv/bin/python -I -S deployments/warm_start.py",
-                    },
-                },
+                "work_pool": {"name": "engine-tests-local", "work_queue_name": "children"},
             }
             for name in names
         ],

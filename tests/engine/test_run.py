@@ -292,7 +292,7 @@ async def test_children_of_children(
     with running(["run", "step/nobody", "-p", "name=root"], faulty, env) as command:
         run_id = command.run_id()
         command.says(" not started for ")
-        assert "no worker is online for work pool nobody" in command.text
+        assert "no worker is online for work pool engine-tests-nobody" in command.text
         await client.set_flow_run_state(run_id, Running(), force=True)
         await client.update_flow_run(run_id, name="root")
         first = await add_child(client, run_id, "first", Running())

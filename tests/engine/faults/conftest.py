@@ -27,8 +27,11 @@ def faults(prefect_server: TemporaryServer, worker: None) -> None:
     asyncio.run(deploy_faults(prefect_server))
 
 
-async def deploy_faults(server: TemporaryServer) -> None:
-    await deploy_manifest(Manifest.load(FAULTS), server.env)
+async def deploy_faults(server: TemporaryServer, **crashed_after: int) -> None:
+    manifest = Manifest.load(FAULTS)
+    for name, seconds in crashed_after.items():  # fewer than people may declare
+        setattr(manifest.definitions.crashed_after, name, seconds)
+    await deploy_manifest(manifest, server.env)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,10 @@ from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
-from prefect.events.schemas.automations import EventTrigger
 from prefect.states import Cancelling
 
 from deployments import ChildCancelled, ChildCrashed, ChildRun, child
-from deployments.deploy._definitions import create_definitions
-from deployments.project import Manifest
-from deployments.runs._cancel import START_TIME
 from deployments.servers import TemporaryServer, temporary_server, temporary_worker
-from tests.engine.conftest import MANIFEST
 from tests.engine.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
 from tests.engine.faults.steps import step
 from tests.engine.waiting import (
@@ -128,7 +122,7 @@ async def test_children_are_cancelled_that_a_busy_worker_took(
 
     async def code() -> None:
         assert in_process.run is not None
-        with temporary_worker(prefect_server, "busy") as worker:
+        with temporary_worker(prefect_server, "engine-tests-busy") as worker:
             runs = [await child(step, deployment="busy").submit(f"{n}") for n in range(6)]
             await wait_for(lambda: taken(client, in_process.run), "the worker took one")
             os.kill(worker.pid, signal.SIGSTOP)
@@ -220,12 +214,6 @@ async def test_a_run_that_prefect_started_is_a_child_too(
     assert run.state_name == "Cancelled"
 
 
-def automation(manifest: Manifest, name: str) -> EventTrigger:
-    (found,) = (each for each in manifest.definitions.automations if name in each.name)
-    assert isinstance(found.trigger, EventTrigger)
-    return found.trigger
-
-
 async def test_a_worker_is_killed_while_it_starts_children(
     tmp_path: Path, in_process: InProcess
 ) -> None:
@@ -235,20 +223,15 @@ async def test_a_worker_is_killed_while_it_starts_children(
         server.used(),
     ):
         async with get_client() as client:
-            manifest = Manifest.load(MANIFEST).named("local")
-            trigger = automation(manifest, "don't start")
-            assert trigger.within == START_TIME
-            trigger.within = timedelta(seconds=15)
-            await create_definitions(client, manifest)
-            await deploy_faults(server)
+            await deploy_faults(server, pending=15)
 
             async def code() -> None:
-                with temporary_worker(server, "local") as worker:
+                with temporary_worker(server, "engine-tests-local") as worker:
                     run = await child(step, deployment="pulling").submit("lost")
                     await reach(client, run.id, "PENDING")
                     os.killpg(worker.pid, signal.SIGKILL)
                     await asyncio.to_thread(worker.wait, 60)
-                with temporary_worker(server, "local"):
+                with temporary_worker(server, "engine-tests-local"):
                     await run.result()
 
             with pytest.raises(ChildCrashed, match="Not started within"):
@@ -267,7 +250,7 @@ async def test_a_running_child_is_cancelled_whose_worker_is_gone(
         await deploy_faults(server)
 
         async def code() -> None:
-            with temporary_worker(server, "local") as worker:
+            with temporary_worker(server, "engine-tests-local") as worker:
                 run = await child(step).submit("lost", "hold")
                 async with get_client() as client:
                     await reach(client, run.id, "RUNNING")

@@ -214,9 +214,12 @@ async def logged(caplog: pytest.LogCaptureFixture, *parts: str) -> None:
     [
         (
             "nobody",
-            "no worker is online for work pool nobody: `prefect worker start --pool nob",
+            "no worker is online for work pool engine-tests-nobody: `prefect worker start --pool",
         ),
-        ("paused", "work queue paused of pool local is paused: `prefect work-queue resume paused"),
+        (
+            "paused",
+            "work queue paused of pool engine-tests-local is paused: `prefect work-queue resume p",
+        ),
         ("full", "work queue full runs 0 at once, its limit"),
     ],
     ids=["no worker", "paused queue", "full queue"],
@@ -228,7 +231,7 @@ async def test_nothing_starts_the_child(
     deployment: str,
     reason: str,
 ) -> None:
-    queue = await client.read_work_queue_by_name("paused", work_pool_name="local")
+    queue = await client.read_work_queue_by_name("paused", work_pool_name="engine-tests-local")
     await client.update_work_queue(queue.id, is_paused=True)
 
     async def code() -> None:
@@ -367,7 +370,7 @@ async def test_a_deployment_is_made_anew(client: PrefectClient, in_process: InPr
 
     async def make() -> UUID:
         return await client.create_deployment(
-            there.flow_id, "anew", work_pool_name="nobody", entrypoint=there.entrypoint
+            there.flow_id, "anew", work_pool_name="engine-tests-nobody", entrypoint=there.entrypoint
         )
 
     call = child(step, deployment="anew")

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,15 +12,11 @@ from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
-from prefect.events.schemas.automations import EventTrigger
 from prefect.states import AwaitingRetry, Cancelling
 from pydantic import ValidationError
 
 from deployments import child
-from deployments.deploy import deploy_manifest
-from deployments.project import Manifest
 from deployments.servers import temporary_server, temporary_worker
-from tests.engine.conftest import MANIFEST
 from tests.engine.faults.conftest import InProcess, deploy_faults, is_alive, pid_of, start
 from tests.engine.faults.steps import region, silent, step
 from tests.engine.waiting import assert_truthful, children_of, ended, in_states, outcome, wait_for
@@ -103,7 +98,7 @@ async def test_parent_is_killed_midway(client: PrefectClient) -> None:
 
 
 async def test_parent_is_cancelled_with_children_in_all_stages(client: PrefectClient) -> None:
-    queue = await client.read_work_queue_by_name("paused", work_pool_name="local")
+    queue = await client.read_work_queue_by_name("paused", work_pool_name="engine-tests-local")
     await client.update_work_queue(queue.id, is_paused=True)
     steps: list[dict[str, Any]] = [
         {"name": "done"},
@@ -203,20 +198,15 @@ async def test_parents_worker_is_killed_or_stopped(tmp_path: Path) -> None:
         server.used(),
     ):
         async with get_client() as client:
-            manifest = Manifest.load(MANIFEST).named("local")
-            trigger = manifest.definitions.automations[0].trigger
-            assert isinstance(trigger, EventTrigger)
-            trigger.within = timedelta(seconds=50)  # heartbeats come every 30 s
-            await deploy_manifest(manifest, server.env)
-            await deploy_faults(server)
+            await deploy_faults(server, silent=50)  # heartbeats come every 30 s
             for send, how in ((os.killpg, signal.SIGKILL), (os.kill, signal.SIGTERM)):
-                with temporary_worker(server, "local") as worker:
+                with temporary_worker(server, "engine-tests-local") as worker:
                     parent = await start("family", steps=steps)
                     await in_states(client, parent, "Running", "Scheduled")
                     await heartbeat_of(client, parent)
                     send(worker.pid, how)
                     await asyncio.to_thread(worker.wait, 60)
-                with temporary_worker(server, "local"):
+                with temporary_worker(server, "engine-tests-local"):
                     parent = await ended(client, parent, 300)
                 assert parent.state_name == "Crashed"
                 a, b = await outcome(client, parent)

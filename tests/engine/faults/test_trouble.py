@@ -189,7 +189,7 @@ class Restarted:
         try:
             with server.used():
                 await deploy_faults(server)
-                with temporary_worker(server, "local"):
+                with temporary_worker(server, "engine-tests-local"):
                     async with get_client() as client:
                         yield client
         finally:
