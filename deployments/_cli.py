@@ -20,7 +20,7 @@ from deployments import stack
 from deployments._console import PlainConsole
 from deployments.check import check_manifest, check_server
 from deployments.deploy import deploy_and_prune
-from deployments.project import ROOT, Manifest
+from deployments.project import ROOT, Manifest, write_flow
 from deployments.run import Outcome, prepare, run_demo, run_here, write_json
 from deployments.servers import explain, require_server
 
@@ -85,6 +85,19 @@ def run(name: str, /, *, param: Param = None, json: bool = False) -> None:
         sys.exit(130)
     _print_outcome(outcome)
     sys.exit(_read_status(outcome, json))
+
+
+@app.command
+def flow(name: str, /, *, parent: bool = False) -> None:
+    """Write a flow, its test, and its entries at the end of prefect.yaml.
+
+    Args:
+        name: The flow's name, in kebab-case or snake_case.
+        parent: Make it a parent, whose children are the last flow that takes one text.
+    """
+    progress.print(f"Wrote {', '.join(write_flow(name, parent))}.")
+    again = "; run it: make demo ARGS=" + name.replace("_", "-") if parent else ""
+    progress.print(f"Write what it does; then: make check && make test{again}", soft_wrap=True)
 
 
 @app.command
