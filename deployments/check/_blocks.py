@@ -65,7 +65,7 @@ def check_blocks(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
         elif name.startswith(f"{PREFIX}secret.") and place.split(".")[0] not in LATE:
             yield (
                 f"{place}: {name} would be there for everybody to read: let the flow load it "
-                "(deployments/RECIPES.md, Secrets)"
+                "(deployments/docs/recipes.md, Secrets)"
             )
 
 
@@ -83,7 +83,7 @@ async def check_blocks_of_server(client: PrefectClient, manifest: Manifest) -> A
         except ObjectNotFound:
             yield (
                 f"{manifest.path.name}: {place}: block {slug} is not on {client.api_url}: save it: "
-                "see docker/README.md"
+                "see deployments/docs/machines.md"
             )
 
 

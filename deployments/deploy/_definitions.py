@@ -53,9 +53,10 @@ async def _create_pool(client: PrefectClient, name: str, pool: WorkPool, mark: s
         wanted = WorkPoolCreate(
             name=name, type=pool.type, base_job_template=template, description=mark
         )
-        with contextlib.suppress(ObjectAlreadyExists):  # a worker was faster
+        with contextlib.suppress(ObjectAlreadyExists):
             await client.create_work_pool(wanted)
-        return f"created: work pool {name}"
+            return f"created: work pool {name}"
+        existing = await client.read_work_pool(name)  # a worker was faster
     # A deploy can't change the type: `check --server` says what to do.
     declared = pool.model_fields_set & {"base_job_template", "job_variables"}
     changed = existing.type == pool.type and existing.base_job_template != template

@@ -31,13 +31,13 @@ def with_safety_net(manifest: Manifest) -> Manifest:
         ValueError: A flow can't be imported.
     """
     whole, pools, deployments = manifest.whole, {}, []
-    parents = [found for found in whole.deployments if is_parent(found.load_flow())]
+    parents = [entry for entry in whole.deployments if is_parent(entry.load_flow())]
     for name, pool in manifest.definitions.work_pools.items():
         pools[name] = pool
-        if there := [parent for parent in parents if parent.work_pool.name == name]:
+        if own := [parent for parent in parents if parent.work_pool.name == name]:
             queues = pool.queues | {QUEUE: WorkQueue()}
             pools[name] = pool.model_copy(update={"queues": queues})
-            deployments.append(_cancel_orphans(name, there))
+            deployments.append(_cancel_orphans(name, own))
     definitions = manifest.definitions.model_copy(
         update={
             "work_pools": pools,
@@ -75,7 +75,7 @@ def _mark_as_crashed(manifest: Manifest) -> list[AutomationCore]:
 
 
 def _mark(manifest: Manifest, name: str, trigger: dict[str, Any], message: str) -> AutomationCore:
-    trigger |= {
+    trigger = trigger | {
         "type": "event",
         "posture": "Proactive",
         "match": OF_RUNS,

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STARTER = ROOT / "deployments" / "init" / "starter"
 # What only the template has, besides this command.
 TEMPLATE = (
+    "CONTRIBUTING.md",
     "flows",
     "data",
     "benchmarks",
@@ -22,7 +23,6 @@ TEMPLATE = (
     "tests/engine",
     "tests/template",
     ".github/run-graph.png",
-    ".github/children.png",
     ".github/workflows/newest-prefect.yml",
 )
 KEBAB = "[a-z][a-z0-9]*(-[a-z0-9]+)*"
@@ -74,7 +74,7 @@ def start_project(name: str = "") -> str:
         raise ValueError(f"commit or stash what has changed here first:\n{changes.rstrip()}")
     kebab, snake = name.replace("_", "-"), name.replace("-", "_")
     _git("rm", "-r", "--quiet", *TEMPLATE)  # not what git ignores, such as an `.env`
-    _declare()
+    _declare(kebab)
     shutil.copytree(STARTER, ROOT, dirs_exist_ok=True, ignore=lambda *_: {"deployments.yaml"})
     _git("rm", "-r", "--quiet", "deployments/init")
     _edit_lock()
@@ -93,11 +93,12 @@ def _git(*arguments: str) -> str:
     ).stdout
 
 
-def _declare() -> None:
+def _declare(name: str) -> None:
     """Declare the starter's flows in place of the example's."""
     path = ROOT / "prefect.yaml"
     head, start, _ = path.read_text().partition("\ndeployments:\n")
-    path.write_text(head + start + (STARTER / "deployments.yaml").read_text())
+    entries = (STARTER / "deployments.yaml").read_text().replace("{name}", name)
+    path.write_text(head + start + entries)
 
 
 def _edit_lock() -> None:

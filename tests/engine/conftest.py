@@ -65,10 +65,9 @@ def replace(file: Path, old: str, new: str) -> None:
 
 
 def run_in_clones(manifest: str) -> str:
-    """Let the deployments named `local` of a manifest run in clones, as docker/README.md says."""
-    blocks = re.findall(
-        r"```yaml\n(.*?)```", (ROOT / "docker" / "README.md").read_text(), re.DOTALL
-    )
+    """Let the deployments named `local` of a manifest run in clones, as docs/machines.md says."""
+    page = (ROOT / "deployments" / "docs" / "machines.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     steps, variables = (
         next(textwrap.dedent(block) for block in blocks if part in block)
         for part in ("git_clone", "RESULTS_PERSIST_BY_DEFAULT")

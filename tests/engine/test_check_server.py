@@ -109,7 +109,7 @@ async def test_blocks_that_are_missing(prefect_server: TemporaryServer, tmp_path
         )
     )
     env = "cancel-orphans/blocks: work_pool.job_variables.env"
-    missing = f"is not on {api_url}: save it: see docker/README.md"
+    missing = f"is not on {api_url}: save it: see deployments/docs/machines.md"
     assert [each for each in found if "block " in each] == [
         f"prefect.yaml: {env}.PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: block s3-bucket/nowhere "
         f"{missing}",

@@ -1,10 +1,10 @@
-"""The table in deployments/FAULTS.md names tests that exist, and each fault test once."""
+"""The table in deployments/docs/faults.md names tests that exist, and each fault test once."""
 
 import re
 
 from deployments.project import ROOT
 
-TABLE = (ROOT / "deployments" / "FAULTS.md").read_text()
+TABLE = (ROOT / "deployments" / "docs" / "faults.md").read_text()
 
 
 def test_every_fault_test_is_in_the_table() -> None:

@@ -1,4 +1,4 @@
-"""The policies of RECIPES.md, run as they stand there."""
+"""The policies of deployments/docs/policies.md, run as they stand there."""
 
 import ast
 import asyncio
@@ -16,8 +16,8 @@ from deployments.testing import Stubs
 
 pytestmark = pytest.mark.anyio
 
-RECIPES = (ROOT / "deployments" / "RECIPES.md").read_text()
-TABLE = RECIPES[RECIPES.index("| you want | you write |") :].split("\n\n")[0]
+POLICIES = (ROOT / "deployments" / "docs" / "policies.md").read_text()
+TABLE = POLICIES[POLICIES.index("| you want | you write |") :].split("\n\n")[0]
 SNIPPETS = re.findall(
     r"^\| [^|]+ \| `((?:raise_failures\()?await [^`]+|async with [^`]+)` \|", TABLE, re.MULTILINE
 )
@@ -38,7 +38,7 @@ async def run(snippet: str, names: list[str]) -> Any:
     """Run a snippet in a parent, and return what it gives."""
     code = compile(
         snippet,
-        "RECIPES.md",
+        "policies.md",
         "exec" if snippet.startswith("async with") else "eval",
         flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
     )

@@ -1,4 +1,4 @@
-"""The recipes of deployments/RECIPES.md, run as they stand there, in a project made of them."""
+"""The recipes of deployments/docs, run as they stand there, in a project made of them."""
 
 import contextlib
 import hashlib
@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,13 +32,13 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
-from prefect.states import Crashed, Failed
-from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+from prefect.states import AwaitingRetry, Crashed, Failed, Pending
+from prefect.workers.process import ProcessJobConfiguration
 
-from deployments.project import ROOT, Manifest
+from deployments.project import ROOT
 from deployments.servers import TemporaryServer, temporary_server, temporary_worker
 from deployments.servers._processes import free_port
-from tests.engine.conftest import copy_types, inner_env, run_in_clones
+from tests.engine.conftest import copy_types, inner_env
 from tests.engine.waiting import (
     children_of,
     ended,
@@ -49,13 +50,16 @@ from tests.engine.waiting import (
 
 pytestmark = pytest.mark.anyio
 
-RECIPES = (ROOT / "deployments" / "RECIPES.md").read_text()
+DOCS = ROOT / "deployments" / "docs"
+PLAIN = (DOCS / "run-deployment.md").read_text()
+RECIPES = "\n#".join([(DOCS / "recipes.md").read_text(), PLAIN])
 SECTIONS = dict(
     re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", RECIPES, re.DOTALL | re.MULTILINE),
 )
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", RECIPES, re.DOTALL))
 YAML = re.findall(r"```yaml\n# prefect.yaml\ndeployments:\n(.*?)```", RECIPES, re.DOTALL)
 NAMES = "local scheduled dev prod"
+POOL = "acme-local"
 SECRET = "not-for-everybody"  # noqa: S105
 
 
@@ -101,7 +105,7 @@ def project(checkout: Path, prefect_server: TemporaryServer) -> Project:
         (checkout / path).write_text(f"# {path}\n{code}")
     (checkout / "flows" / "__init__.py").write_text('"""The flows of the recipes."""\n')
     shipped = (checkout / "tests/engine/prefect.yaml").read_text()
-    definitions = shipped.partition("\ndeployments:\n")[0].replace("engine-tests", "acme-pipelines")
+    definitions = shipped.partition("\ndeployments:\n")[0].replace("engine-tests", "acme")
     (checkout / "prefect.yaml").write_text("\n".join([definitions, "deployments:", *YAML]))
     prefect = {name: prefect_server.env[name] for name in ("PREFECT_HOME", "PREFECT_API_URL")}
     path = f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}"
@@ -110,8 +114,14 @@ def project(checkout: Path, prefect_server: TemporaryServer) -> Project:
     return made
 
 
+@pytest.fixture(scope="module")
+def worker(project: Project, prefect_server: TemporaryServer) -> Iterator[None]:
+    with temporary_worker(prefect_server, POOL):
+        yield
+
+
 @pytest.fixture
-async def client(project: Project, worker: subprocess.Popen[bytes]) -> Any:
+async def client(project: Project, worker: None) -> Any:
     async with get_client() as client:
         yield client
 
@@ -188,8 +198,7 @@ def most_at_once(runs: list[FlowRun]) -> int:
 
 def test_every_recipe_has_a_test_of_its_name() -> None:
     slugs = [re.sub(r"\W+", "_", title.lower().replace("'", "")).strip("_") for title in SECTIONS]
-    assert slugs[0] == "policies"  # tests/engine/test_policies.py
-    assert [slug for slug in slugs[1:] if f"test_{slug}" not in globals()] == []
+    assert [slug for slug in slugs if f"test_{slug}" not in globals()] == []
 
 
 def test_every_block_is_used() -> None:
@@ -207,7 +216,7 @@ def test_the_code_is_as_the_linter_wants_it(project: Project) -> None:
 @pytest.mark.slow
 def test_the_types_are_right(project: Project) -> None:
     copy_types(project.path)
-    project.run("mypy flows tests/flows")
+    project.run("mypy flows common tests/flows")
 
 
 async def test_a_schedule(client: PrefectClient) -> None:
@@ -228,6 +237,55 @@ async def test_a_schedule(client: PrefectClient) -> None:
     runs = await wait_for(planned, "the schedule plans runs")
     assert all(run.auto_scheduled and run.parameters == {"days": [1, 2]} for run in runs)
     assert await result_of("nightly/scheduled", days=[4]) == 40
+
+
+async def test_a_schedule_cancels_what_is_started_by_hand_too(client: PrefectClient) -> None:
+    later = datetime.now(UTC) + timedelta(hours=1)  # no worker takes it meanwhile
+    start = partial(arun_deployment, "nightly/scheduled", scheduled_time=later, timeout=0)
+    first, second = await start(), await start()
+    try:
+        for run in (first, second):
+            await client.set_flow_run_state(run.id, Pending())  # as a worker does
+        states = [(await client.read_flow_run(run.id)).state_name for run in (first, second)]
+        assert states == ["Pending", "Cancelled"]
+    finally:
+        await client.delete_flow_run(first.id)
+
+
+async def test_modules_that_flows_share(client: PrefectClient) -> None:
+    assert await result_of("load-week/local", last=7) == 280
+
+
+def test_a_dependency(project: Project) -> None:
+    """The targets are there; tests/engine/machines locks for real."""
+    for command in commands_of("A dependency"):
+        project.run(f"{command} --dry-run")
+
+
+async def test_job_variables_of_one_call(client: PrefectClient) -> None:
+    loaded = await result_of("reload/local", days=[1, 2])
+    assert loaded == ["day 1 in batches of 10", "day 2 in batches of 100"]
+
+
+async def test_a_call_that_keeps_its_identity(client: PrefectClient) -> None:
+    parent = await run("snapshot/local")
+    assert parent.state is not None
+    first = await parent.state.aresult()
+    await client.set_flow_run_state(parent.id, AwaitingRetry(), force=True)
+
+    async def completed_again() -> FlowRun | None:
+        again = await client.read_flow_run(parent.id)
+        assert again.state is not None
+        return again if again.run_count == 2 and again.state.is_completed() else None
+
+    again = await wait_for(completed_again, "the parent completes again")
+    assert again.state is not None
+    assert await again.state.aresult() == first  # with the time of the first attempt
+    assert len(await children_of(client, parent)) == 2
+
+
+async def test_synchronous_code_in_a_parent(client: PrefectClient) -> None:
+    assert await result_of("load-listed/local", count=2) == 30
 
 
 async def test_secrets(client: PrefectClient, alerts: Alerts) -> None:
@@ -275,32 +333,16 @@ async def test_development_and_production(client: PrefectClient, project: Projec
         assert [run.deployment_id for run in await children_of(client, parent)] == [load.id]
 
 
-@pytest.mark.parametrize("on", ["checkout", "clone"])
-async def test_development_and_production_have_what_runs_need(project: Project, on: str) -> None:
-    """A variable of one stage is added to those of all, for `check` as for a worker."""
-    path = project.path / "switched.yaml"
-    text = (project.path / "prefect.yaml").read_text()
-    text = run_in_clones(text) if on == "clone" else text
-    block = "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"
-    path.write_text(text.replace("&results {}", f"&results {{{block}: s3-bucket/results}}"))
-    check = (
-        "from pathlib import Path; from deployments import check, project; "
-        f"manifest = project.Manifest.load(Path('{path.name}')); "
-        "print([*check.check_manifest(manifest)])"
-    )
-    assert project.run(f'python -c "{check}"') == "[]\n"
-
-    template = ProcessWorker.get_default_base_job_template()
-    env = {}
-    for entry in Manifest.load(path).deployments:
-        if entry.entrypoint == "flows/load.py:load" and entry.work_pool.name == "local":
-            job: Any = await ProcessJobConfiguration.from_template_and_values(
-                template, entry.declared["work_pool"]["job_variables"]
-            )
-            env[entry.name] = job.env
-            assert entry.work_pool.job_variables.env == job.env
-    assert env["prod"] == {**env["local"], "STAGE": "prod"}
-    assert block in env["prod"]
+async def test_development_and_production_have_what_runs_need(client: PrefectClient) -> None:
+    """A variable of one stage is added to those of the pool."""
+    template = (await client.read_work_pool(POOL)).base_job_template
+    template["variables"]["properties"]["env"]["default"] = of_all = {"OF_ALL": "1"}
+    for name, own in {"local": {}, "prod": {"STAGE": "prod"}}.items():
+        load = await client.read_deployment_by_name(f"load/{name}")
+        job: Any = await ProcessJobConfiguration.from_template_and_values(
+            template, load.job_variables
+        )
+        assert job.env == of_all | own
 
 
 @pytest.mark.slow
@@ -313,7 +355,7 @@ async def test_development_and_production_on_two_servers(
     with temporary_server(tmp_path, int(there.rpartition(":")[2])) as server:
         project.run(to_dev.replace("dev.example.com:4200", here))
         project.run(to_prod.replace("prod.example.com:4200", there))
-        with temporary_worker(server, "local"), server.used():
+        with temporary_worker(server, POOL), server.used():
             assert await result_of("nightly/local", days=[1]) == 10
             async with get_client() as other:
                 assert {run.name for run in await other.read_flow_runs()} >= {"load day 1"}
@@ -363,7 +405,13 @@ async def test_a_child_of_another_repository(
         "name": "live",
         "entrypoint": "score.py:score",
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}],
-        "work_pool": {"name": "local", "job_variables": {"working_dir": str(tmp_path)}},
+        "work_pool": {
+            "name": POOL,
+            "job_variables": {
+                "working_dir": str(tmp_path),
+                "command": f"{sys.executable} -m prefect.engine",
+            },
+        },
     }
     (tmp_path / "prefect.yaml").write_text(json.dumps({"deployments": [deployment]}))
     with pytest.raises(AssertionError, match=r"flows/rate.py:\d+: calls score/live, which is not"):
@@ -466,7 +514,7 @@ async def test_coming_from_run_deployment(client: PrefectClient) -> None:
 async def test_coming_from_run_deployment_with_a_child_that_fails(
     client: PrefectClient, parent: str
 ) -> None:
-    queue = await client.read_work_queue_by_name("children", work_pool_name="local")
+    queue = await client.read_work_queue_by_name("children", work_pool_name=POOL)
     await client.update_work_queue(queue.id, is_paused=True)  # nobody starts them
     try:
         failing = await arun_deployment(parent, parameters={"days": [1, 2, 3]}, timeout=0)

@@ -15,11 +15,9 @@ SECRET = "a-secret-of-this-machine"  # noqa: S105
 FLOWS = """
   - <<: *docker
     entrypoint: tests/engine/faults/steps.py:family
-    tags: [engine-tests, parent]
     work_pool: *docker_parents
   - <<: *docker
     entrypoint: tests/engine/faults/steps.py:step
-    tags: [engine-tests]
     work_pool: *docker_children
 """
 

@@ -60,7 +60,7 @@ async def test_the_parent_runs_its_children_in_containers(
     children = {run.name: run for run in await children_of(client, parent)}
     assert set(children) == {"a x1", "bb x1", "ccc x1", "sum of a"}
     assert all(run.state and run.state.is_completed() for run in children.values())
-    assert {run.work_pool_name for run in children.values()} == {"docker"}
+    assert {run.work_pool_name for run in children.values()} == {"engine-tests-docker"}
     assert len({container_of(run) for run in [parent, *children.values()]}) == 5
 
     sum_run = children.pop("sum of a")

@@ -47,18 +47,16 @@ from tests.engine.machines.services import (
 )
 from tests.engine.waiting import wait_until
 
-README = (ROOT / "docker" / "README.md").read_text()
-# The switches of prefect.yaml, as docker/README.md tells them.
-RESULTS = (
-    "results: &results {}",
-    "results: &results {PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results}",
-)
+PAGE = (ROOT / "deployments" / "docs" / "machines.md").read_text()
+# What that page has one change in prefect.yaml, besides what clones need.
 SWITCHES = {
-    RESULTS[0]: RESULTS[1],
+    "PREFECT_LOCAL_STORAGE_PATH: /results": (
+        "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results"
+    ),
     "# access_token: ": "access_token: ",
 }
 # So that no machine empties the queue alone, and silence is told soon: heartbeats come each 30 s.
-FOR_TESTS = {"concurrency_limit: 8": "concurrency_limit: 4", "within: 180": "within: 75"}
+FOR_TESTS = {"concurrency_limit: 8": "concurrency_limit: 4", "silent: 180": "silent: 75"}
 EXTRAS = "s3 kubernetes"
 
 
@@ -123,8 +121,8 @@ class Site:
         return execute(python, "-c", code, env=self.env | env, cwd=self.project)
 
     def save_results_block(self, secret: str = STORE_SECRET) -> None:
-        """As docker/README.md says."""
-        (code,) = re.findall(r"^ *```python\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
+        """As docs/machines.md says."""
+        (code,) = re.findall(r"^ *```python\n(.*?)^ *```", PAGE, re.DOTALL | re.MULTILINE)
         self.python(
             textwrap.dedent(code),
             AWS_ACCESS_KEY_ID=STORE_KEY,
@@ -138,16 +136,14 @@ class Site:
         execute("git", "push", "--quiet", "origin", "HEAD", cwd=self.project)
 
     def start_worker(self, machine: Machine, pool: str) -> None:
-        """Start a worker that has an environment, and no checkout, as docker/README.md says."""
+        """Start a worker that has an environment, and no checkout, as docs/machines.md says."""
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(machine.directory),
             "DOCKER_HOST": machine.docker_host,
             "GIT_SSL_CAINFO": str(self.certificate),
         }
-        export, start = (
-            each.replace("--pool docker", f"--pool {pool}") for each in self.commands[-2:]
-        )
+        export, start = (each.replace("-docker", f"-{pool}") for each in self.commands[-2:])
         name = f"{machine.name}-{pool}"
         command = f"{export}; exec {self.workers}/{start} --name {name}"
         log = machine.spawn(name, ["bash", "-c", command], env)
@@ -187,8 +183,8 @@ def commit(repository: Path) -> None:
 
 
 def read_commands(api_url: str) -> list[str]:
-    """Return what docker/README.md has one do on the machine of a worker."""
-    (block,) = re.findall(r"```console\n( +\$ python3 -m venv.*?)```", README, re.DOTALL)
+    """Return what docs/machines.md has one do on the machine of a worker."""
+    (block,) = re.findall(r"```console\n(\$ python3 -m venv.*?)```", PAGE, re.DOTALL)
     commands = [line.strip().removeprefix("$ ") for line in block.strip().splitlines()]
     answers = {
         "docker login <registry>": LOGIN,

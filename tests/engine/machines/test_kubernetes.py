@@ -1,4 +1,4 @@
-"""The jobs of docker/README.md's section on Kubernetes, as a worker would send them."""
+"""The jobs of docs/kubernetes.md, as a worker would send them."""
 
 import asyncio
 import json
@@ -18,14 +18,14 @@ from prefect.client.schemas.objects import FlowRun
 from deployments.project import ROOT
 from deployments.servers import TemporaryServer, temporary_server
 from tests.engine.conftest import inner_env, replace, run_command
-from tests.engine.machines.conftest import RESULTS
 from tests.engine.test_recipes import Engine, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.machines]
 
-SECTION = (ROOT / "docker" / "README.md").read_text().partition("\n## Kubernetes")[2]
-POOL, VARIABLES, _ = (
-    textwrap.dedent(block) for block in re.findall(r"```yaml\n(.*?)```", SECTION, re.DOTALL)
+PAGE = (ROOT / "deployments" / "docs" / "kubernetes.md").read_text()
+POOL, _ = (
+    textwrap.dedent(block).replace("<name>", "engine-tests")
+    for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 )
 NAME = "registry.example.com/team/acme"  # of the image
 # Of a worker of the chart, which sets no PREFECT_HOME or the like: it would hand it on.
@@ -65,19 +65,14 @@ print(json.dumps(asyncio.run(render(sys.argv[1]))))
 """
 
 
-def put(file: Path, block: str) -> None:
-    """Put a mapping into the place of the one that begins with the same line."""
-    first = block.splitlines()[0]
-    found = re.search(rf"^( +){re.escape(first)}\n(\1 +.*\n)+", file.read_text(), re.MULTILINE)
-    assert found, first
-    replace(file, found[0], textwrap.indent(block, found[1]))
-
-
 @pytest.fixture(scope="module")
 def for_kubernetes(checkout: Path) -> Path:
-    for block in (POOL, VARIABLES):
-        put(checkout / "prefect.yaml", block)
-    replace(checkout / "prefect.yaml", *RESULTS)
+    """Put the work pool of that page into the place of that of Docker."""
+    manifest = checkout / "prefect.yaml"
+    first = POOL.splitlines()[0]
+    found = re.search(rf"^( +){first}\n(\1 +.*\n)+", manifest.read_text(), re.MULTILINE)
+    assert found, first
+    replace(manifest, found[0], textwrap.indent(POOL, found[1]))
     return checkout
 
 
@@ -169,7 +164,7 @@ async def test_the_job_of_a_run(cluster: Cluster, extras_python: Path) -> None:
         assert labels["prefect.io/flow-run-id"] == str(run.id)
         assert labels["prefect.io/flow-run-name"] == run.name
         assert labels["prefect.io/deployment-name"] == "docker"
-        assert labels["prefect.io/work-pool-name"] == "docker"
+        assert labels["prefect.io/work-pool-name"] == "engine-tests-docker"
 
     assert pod["spec"]["restartPolicy"] == "Never"
     assert pod["spec"]["serviceAccountName"] == "flows"
@@ -212,10 +207,10 @@ async def test_kubernetes_knows_each_field(cluster: Cluster, extras_python: Path
 
 async def test_a_change_of_the_template_is_deployed(cluster: Cluster, extras_python: Path) -> None:
     unchanged = cluster.deploy()
-    assert "unchanged: work pool docker" in unchanged
+    assert "unchanged: work pool engine-tests-docker" in unchanged
     manifest = cluster.project / "prefect.yaml"
     replace(manifest, "imagePullSecrets: [{name: registry}]", "priorityClassName: low")
-    assert "changed: work pool docker: base job template" in cluster.deploy()
+    assert "changed: work pool engine-tests-docker: base job template" in cluster.deploy()
     _, rendered = await render(cluster, extras_python)
     pod = rendered["sent"]["spec"]["template"]["spec"]
     assert (pod["priorityClassName"], "imagePullSecrets" in pod) == ("low", False)

@@ -1,4 +1,4 @@
-"""Two machines that have nothing in common but what docker/README.md tells of."""
+"""Two machines that have nothing in common but what docs/machines.md tells of."""
 
 import os
 import signal
@@ -79,7 +79,7 @@ async def test_a_process_worker_clones_the_deployed_commit(
     assert parent.state.is_completed(), parent.state
     children = await children_of(client, parent)
     assert len(children) == 4
-    assert {run.work_pool_name for run in children} == {"local"}
+    assert {run.work_pool_name for run in children} == {"engine-tests-local"}
 
 
 def test_check_finds_nothing_wrong(site: Site) -> None:
