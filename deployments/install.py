@@ -55,7 +55,7 @@ def _read_pip() -> dict[str, str]:
     listed = subprocess.run([*PIP, "config", "list"], stdout=subprocess.PIPE, text=True, check=True)
     found = re.findall(r"(?m)^(global|install|:env:)\.([\w-]+)=(.+)$", listed.stdout)
     found.sort(key=lambda each: SECTIONS.index(each[0]))
-    given = {name: ast.literal_eval(value).split() for _, name, value in found}
+    given = {name: said for _, name, value in found if (said := ast.literal_eval(value).split())}
     env = {
         variable: ("," if name == "find-links" else " ").join(given[name])
         for name, variable in VARIABLES.items()

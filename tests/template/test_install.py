@@ -42,7 +42,7 @@ def make_wheel(directory: Path, name: str, script: str | None = None) -> str:
     with zipfile.ZipFile(wheel, "w") as archive:
         for path, text in files.items():
             entry = zipfile.ZipInfo(path)
-            entry.external_attr = 0o755 << 16  # else a script could not be run
+            entry.external_attr = 0o100755 << 16  # else a script could not be run
             archive.writestr(entry, text)
     return f"{name}==1 \\\n    --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
 
