@@ -60,14 +60,14 @@ clean: ## Delete .venv and caches
 # pip installs uv alone, of the lock, and uv the rest, which takes less than half of the time. uv does
 # not read pip's configuration: it is told the index, and where that is not all, pip installs.
 PIP = $(BIN)/python -m pip --disable-pip-version-check
-INDEX = $${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(PIP) config get global.index-url 2>/dev/null)}}
+INDEX = $(PIP) config list | sed -En "s/^(:env:|global)\.index-url='(.*)'/\2/p" | head -n 1
 .venv/installed: requirements-dev.txt
 	@echo "Making the environment in .venv ..." >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, e.g. make PYTHON=python3.12")'
 	@$(PYTHON) -m venv .venv
 	@awk '/^[^ ]/ {is_uv = /^uv==/} is_uv' $< >.venv/uv.txt
 	@{ $(PIP) install -q --require-hashes -r .venv/uv.txt \
-		&& index="$(INDEX)" && env $${index:+UV_DEFAULT_INDEX="$$index"} \
+		&& index="$${UV_DEFAULT_INDEX:-$$($(INDEX))}" && env $${index:+UV_DEFAULT_INDEX="$$index"} \
 			$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r $<; } >&2 \
 		|| { echo "uv can't install this here, see above: pip does, which takes longer." >&2; \
 			$(PIP) install -q --require-hashes -c $< -r $< >&2; }

@@ -162,7 +162,7 @@ def _declare(manifest: Manifest, values: dict[str, str]) -> str:
         if yaml.safe_load(text)["deployments"][-1]["entrypoint"].endswith(f":{values['flow']}"):
             return text
     except yaml.MarkedYAMLError as error:
-        problem = str(error.problem)
+        problem = str(error.context or error.problem)
     raise ValueError(
         f"prefect.yaml can't have a new entry at its end, {problem}: let `deployments` be its last "
         f"part, and declare &docker_{queue} if there is &docker"
