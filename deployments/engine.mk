@@ -7,10 +7,14 @@ DEV_EXTRAS ?= dev
 QUICK ?= not docker
 COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links $(UPGRADE) pyproject.toml
 
-.PHONY: demo test test-docker lint format check deploy up down update lock clean
+.PHONY: demo dev test test-docker lint format check deploy up down update lock clean
 
 demo: .venv/installed
 	@$(BIN)/python -m deployments demo $(ARGS)
+
+# At port 4200, the next one that is free, or PORT.
+dev: .venv/installed
+	@$(BIN)/python -m deployments dev $(if $(PORT),--port $(PORT)) $(ARGS)
 
 test: lint
 	@$(BIN)/python -m pytest -m "$(QUICK)" $(ARGS)
