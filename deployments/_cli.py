@@ -21,7 +21,7 @@ from deployments._console import PlainConsole
 from deployments.check import check_manifest, check_server
 from deployments.deploy import deploy_and_prune
 from deployments.dev import run_dev, use_server
-from deployments.project import ROOT, Manifest
+from deployments.project import ROOT, Manifest, write_flow
 from deployments.run import Outcome, prepare, run_demo, run_here, write_json
 from deployments.servers import explain, require_server
 
@@ -38,9 +38,7 @@ Param = Annotated[list[str] | None, Parameter(name=["--param", "-p"])]
 
 
 @app.command
-def demo(
-    name: str | None = None, /, *, param: Param = None, keep: bool = False, json: bool = False
-) -> None:
+def demo(name: str | None = None, /, *, param: Param = None, json: bool = False) -> None:
     """See a parent run, on a temporary server that touches nothing of yours.
 
     That is the first deployment in prefect.yaml whose flow is a parent, and whose work pool is of
@@ -49,7 +47,6 @@ def demo(
     Args:
         name: The name of another flow, or `flow-name/deployment-name`.
         param: A parameter, as `key=value`; the value is JSON, or else text. May be repeated.
-        keep: Leave the server and the worker up until Ctrl-C, to click around in the UI.
         json: Print only the result, as JSON, on standard output.
     """
     # Whatever ends us, the server and the worker are stopped first. SIGINT, too: a script's
@@ -59,9 +56,10 @@ def demo(
         signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
     with contextlib.redirect_stdout(sys.stderr):  # where flows print when they are imported
         prepared = prepare(name, param or [], "process")
-        outcome = run_demo(prepared, progress, _print_outcome, keep)
-    if not keep and not (outcome.completed and json):
-        hint = "`make demo ARGS=--keep` leaves the Prefect UI up, to look at the runs."
+        outcome = run_demo(prepared, progress)
+    _print_outcome(outcome)
+    if not (outcome.completed and json):
+        hint = "`make dev` keeps a Prefect server and its UI up, to look at runs and start them."
         progress.print(f"\n{hint}", style="dim")
     sys.exit(_read_status(outcome, json))
 
@@ -102,6 +100,19 @@ def run(name: str, /, *, param: Param = None, json: bool = False) -> None:
         sys.exit(130)
     _print_outcome(outcome)
     sys.exit(_read_status(outcome, json))
+
+
+@app.command
+def flow(name: str, /, *, parent: bool = False) -> None:
+    """Write a flow, its test, and its entries at the end of prefect.yaml.
+
+    Args:
+        name: The flow's name, in kebab-case or snake_case.
+        parent: Make it a parent, whose children are the last flow that takes one text.
+    """
+    progress.print(f"Wrote {', '.join(write_flow(name, parent))}.")
+    again = "; run it: make demo ARGS=" + name.replace("_", "-") if parent else ""
+    progress.print(f"Write what it does; then: make check && make test{again}", soft_wrap=True)
 
 
 @app.command

@@ -10,6 +10,7 @@ from deployments.project._manifest import (
     first_problem,
     is_installed,
 )
+from deployments.project._new_flow import write_flow
 
 __all__ = [
     "ROOT",
@@ -20,4 +21,5 @@ __all__ = [
     "check_name",
     "first_problem",
     "is_installed",
+    "write_flow",
 ]

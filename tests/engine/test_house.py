@@ -31,6 +31,7 @@ ROOMS = {
     "_console": "",
     "_warm_process": "",
     "warm_start": "",
+    "install": "",
     "update": "",
     "init": "",
 }
