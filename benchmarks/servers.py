@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import os
 import shutil
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,15 +38,17 @@ def run_servers(home: Path, count: int, own: dict[str, str]) -> Iterator[Tempora
     server = ["-m", "prefect", "server"]
     with contextlib.ExitStack() as running:
 
-        def run(name: str, command: list[str], ready: Callable[[], bool]) -> None:
+        def run(
+            name: str, command: list[str], ready: Callable[[], bool]
+        ) -> subprocess.Popen[bytes]:
             log = home / f"{name}.log"
-            running.enter_context(run_process(command, env=env | own, log=log, ready=ready))
+            return running.enter_context(run_process(command, env=env | own, log=log, ready=ready))
 
         # One after another: the first one fills the database.
         for each in ports:
             command = [*server, "start", "--no-services", "--port", str(each)]
             run(f"server-{each}", command, lambda each=each: _answers(each))  # type: ignore[misc]
-        run("services", [*server, "services", "start"], lambda: True)
+        services = run("services", [*server, "services", "start"], lambda: True)
         if count > 1:
             (home / "nginx.conf").write_text(_balance(ports, port))
             options = ["-p", f"{home}/", "-e", "stderr", "-c", f"{home}/nginx.conf"]
@@ -53,7 +56,7 @@ def run_servers(home: Path, count: int, own: dict[str, str]) -> Iterator[Tempora
             options += ["-g", f"daemon off; user {getpass.getuser()};"]
             run("nginx", ["-c", NGINX, *options], lambda: _answers(port))
         api_url = f"http://127.0.0.1:{port}/api"
-        yield TemporaryServer(home, api_url, env | {"PREFECT_API_URL": api_url})
+        yield TemporaryServer(home, api_url, env | {"PREFECT_API_URL": api_url}, services)
 
 
 def _balance(ports: list[int], port: int) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Annotated
 
 import httpx
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import get_current_settings
@@ -20,6 +20,7 @@ from deployments import stack
 from deployments._console import PlainConsole
 from deployments.check import check_manifest, check_server
 from deployments.deploy import deploy_and_prune
+from deployments.dev import run_dev, use_server
 from deployments.project import ROOT, Manifest, write_flow
 from deployments.run import Outcome, prepare, run_demo, run_here, write_json
 from deployments.servers import explain, require_server
@@ -32,6 +33,7 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 progress = PlainConsole(stderr=True)
+PORTS = validators.Number(gte=1, lte=65535)
 Param = Annotated[list[str] | None, Parameter(name=["--param", "-p"])]
 
 
@@ -60,6 +62,19 @@ def demo(name: str | None = None, /, *, param: Param = None, json: bool = False)
         hint = "`make dev` keeps a Prefect server and its UI up, to look at runs and start them."
         progress.print(f"\n{hint}", style="dim")
     sys.exit(_read_status(outcome, json))
+
+
+@app.command
+def dev(*, port: Annotated[int | None, Parameter(validator=PORTS)] = None) -> None:
+    """Work on your flows: a server, workers, and what prefect.yaml declares, until Ctrl-C.
+
+    What changes is checked and deployed again, and each run without a parent is told as it starts
+    and ends. Data and logs are kept in .dev.
+
+    Args:
+        port: The server's; by default 4200, or the next one that is free.
+    """
+    run_dev(port, progress)
 
 
 @app.command
@@ -204,10 +219,12 @@ async def _check_server(manifest: Manifest) -> list[str]:
 
 def _require_url() -> None:
     """Refuse to go on without a server, where Prefect would start one of its own."""
+    if url := use_server():
+        progress.print(f"On the server of `make dev`, {url}", style="dim")
     if not get_current_settings().api.url:
         raise RuntimeError(
-            "PREFECT_API_URL is not set: write it into .env (see .env.example), or run "
-            "`prefect cloud login`"
+            "PREFECT_API_URL is not set: run `make dev` in another terminal, write it into .env "
+            "(see .env.example), or run `prefect cloud login`"
         )
 
 

@@ -8,13 +8,16 @@ QUICK ?= not docker
 COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-emit-find-links $(UPGRADE) pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo flow test test-docker lint format check deploy up down update lock clean
+.PHONY: help demo dev flow test test-docker lint format check deploy up down update lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/installed ## Run the first parent on a server and worker for it: ARGS="-p key=value"
 	@$(BIN)/python -m deployments demo $(ARGS)
+
+dev: .venv/installed ## Work in one terminal, until Ctrl-C: server, UI, workers, deploys: PORT=4200
+	@$(BIN)/python -m deployments dev $(if $(PORT),--port $(PORT)) $(ARGS)
 
 flow: .venv/installed ## Write a new flow, its test and its entries: NAME=clean-gauges PARENT=1
 	@$(BIN)/python -m deployments flow "$(NAME)" $(if $(PARENT),--parent)

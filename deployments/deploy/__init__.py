@@ -3,9 +3,10 @@
 from deployments.deploy._definitions import create_definitions
 from deployments.deploy._deploy import deploy_manifest
 from deployments.deploy._prune import deploy_and_prune, find_leftovers
-from deployments.deploy._safety_net import with_safety_net
+from deployments.deploy._safety_net import QUEUE, with_safety_net
 
 __all__ = [
+    "QUEUE",
     "create_definitions",
     "deploy_and_prune",
     "deploy_manifest",

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import prefect
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
@@ -37,11 +37,18 @@ class TemporaryServer:
         home: PREFECT_HOME of the server and its users, with their logs.
         api_url: Its PREFECT_API_URL.
         env: The whole environment of a process that uses it, and nothing of another Prefect.
+        process: The server's own.
+        directory: Where its users run; by default in `home`, since the checkout has the `.env` of
+            its user.
+        held: A file that its users hold open, and write their process ids to.
     """
 
     home: Path
     api_url: str
     env: Mapping[str, str]
+    process: subprocess.Popen[bytes]
+    directory: Path | None = None
+    held: IO[str] | None = None
 
     def used(self) -> AbstractContextManager[Any]:
         """Make it the server that flows and clients of this process use."""
@@ -56,6 +63,8 @@ def temporary_server(
     own: Mapping[str, str] | None = None,
     settings: Path | None = ROOT / "prefect.toml",
     check_log: bool = True,
+    wait: bool = True,
+    held: IO[str] | None = None,
 ) -> Iterator[TemporaryServer]:
     """Run a Prefect server on 127.0.0.1, by default on a free port, with a database in `home`.
 
@@ -65,6 +74,8 @@ def temporary_server(
         own: Environment variables of the server alone, such as that of another database.
         settings: Prefect's settings for it, and for workers that run in `home`.
         check_log: Refuse errors in its log, once it has ended.
+        wait: Until it is up.
+        held: A file that it and its users hold open, and write their process ids to.
 
     Raises:
         RuntimeError: It did not come up.
@@ -88,8 +99,10 @@ def temporary_server(
         return False
 
     log = home / "server.log"
-    with run_process(command, env={**env, **own}, log=log, ready=healthy):
-        yield TemporaryServer(home, api_url, env)
+    with run_process(
+        command, env={**env, **own}, log=log, ready=healthy if wait else None, held=held
+    ) as process:
+        yield TemporaryServer(home, api_url, env, process, held=held)
     if check_log:
         check_server_log(log)
 
@@ -116,6 +129,16 @@ def _copy_empty_database(home: Path) -> None:
         shutil.copy(made, home / "prefect.db")
 
 
+def is_free(port: int) -> bool:
+    """Tell whether a server can have a port of 127.0.0.1."""
+    with socket.socket() as client:  # macOS lets it listen beside one that listens everywhere
+        if client.connect_ex(("127.0.0.1", port)) == 0:
+            return False
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
+
+
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nobody uses."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -124,9 +147,11 @@ def free_port() -> int:
 
 
 def temporary_worker(
-    server: TemporaryServer, pool: str
+    server: TemporaryServer, pool: str, *, wait: bool = True
 ) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """Run a worker for a pool of a temporary server; its runs end with it.
+
+    Unless it is to `wait`, it may not be up yet.
 
     Raises:
         RuntimeError: It did not come up.
@@ -134,17 +159,34 @@ def temporary_worker(
     command = ["-m", "prefect", "worker", "start", "--pool", pool]
     log = server.home / f"worker-{pool}.log"
     return run_process(
-        command, env=server.env, log=log, ready=lambda: b"started!" in log.read_bytes()
+        command,
+        env=server.env,
+        log=log,
+        ready=(lambda: b"started!" in log.read_bytes()) if wait else None,
+        directory=server.directory,
+        held=server.held,
     )
 
 
 @contextlib.contextmanager
 def run_process(
-    command: list[str], *, env: Mapping[str, str], log: Path, ready: Callable[[], bool]
+    command: list[str],
+    *,
+    env: Mapping[str, str],
+    log: Path,
+    ready: Callable[[], bool] | None = None,
+    directory: Path | None = None,
+    held: IO[str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run Python as a process of its own process group, in the log's directory.
+    """Run Python as a process of its own process group.
 
-    `env` is its whole environment, and `ready` says that it is up.
+    Args:
+        command: The arguments of Python.
+        env: Its whole environment.
+        log: A file for what it says.
+        ready: Says that it is up; by default nobody waits for that.
+        directory: Where it runs; by default where the log is.
+        held: A file that it holds open, and that gets its process id, in a line.
 
     Raises:
         RuntimeError: It ended early, or was not ready in time; with the end of its log.
@@ -153,15 +195,19 @@ def run_process(
         process = subprocess.Popen(
             [sys.executable, *command],
             env=dict(env),
-            cwd=log.parent,  # not the checkout: `.env` there is the user's own
+            cwd=directory or log.parent,
+            pass_fds=[held.fileno()] if held else [],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches us alone, and we stop them in order
         )
     try:
+        if held:
+            held.write(f"{process.pid}\n")
+            held.flush()
         deadline = time.monotonic() + START_SECONDS
-        while not ready():
+        while ready and not ready():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(
                     f"`{' '.join(command)}` did not start; its log ends with:\n{tail(log)}"

@@ -15,8 +15,9 @@ ENGINE = Path(deployments.__file__).parent
 ROOMS = {
     "": "parent",  # what flows import
     "__main__": "_cli project",
-    "_cli": "_console check deploy project run servers stack",
+    "_cli": "_console check deploy dev project run servers stack",
     "stack": "project",
+    "dev": "deploy project runs servers",
     "run": "_console check deploy parent project runs servers values",
     "check": "deploy parent project runs values",
     "testing": "deploy parent project servers values",

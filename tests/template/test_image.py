@@ -17,6 +17,7 @@ IGNORED = {
     ".pytest_cache/": ".pytest_cache/README.md",
     ".ruff_cache/": ".ruff_cache/a",
     ".env": "flows/.env",
+    ".dev/": ".dev/storage/a",
     "*.db": "data/mine.db",
     "*.log": "worker.log",
     ".DS_Store": "data/.DS_Store",
