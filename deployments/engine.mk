@@ -61,7 +61,8 @@ clean: ## Delete .venv and caches
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
 
 # pip installs uv alone, of the lock, and uv the rest, which takes less than half of the time. uv does
-# not read pip's configuration: it is told the index, and where that is not all, pip installs.
+# not read pip's configuration: it is told the index, and where that is not all, pip installs. (It has
+# the lock as a constraint, too: before 23.3, it looks for `sqlalchemy[asyncio]` without its pin.)
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 INDEX = $(PIP) config list | sed -En "s/^(:env:|global)\.index-url='(.*)'/\2/p" | head -n 1
 .venv/installed: requirements-dev.txt

@@ -8,7 +8,6 @@ import dataclasses
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterable, Set
 from typing import IO
 
@@ -32,8 +31,6 @@ from deployments.servers import (
 
 PORT = 4200
 LOOK_SECONDS = 1.0
-# Where many files make a look take long: so many times as long is the pause.
-LOOK_PAUSES = 10
 # Without a change for so long, a file is written.
 WRITTEN_SECONDS = 0.3
 
@@ -106,16 +103,15 @@ class _Dev:
         ui = self._server.api_url.removesuffix("/api")
         self._say(f"The Prefect UI is at {ui}. Logs and data are in .dev. Ctrl-C ends it.", "bold")
         while True:
-            began, before = time.monotonic(), files
+            before = files
             while (now := look(files)) != files:
                 files = now
                 await asyncio.sleep(WRITTEN_SECONDS)
-            pause = LOOK_PAUSES * (time.monotonic() - began)
             changed = compare(before, files)
             # What failed may be mended in the body of a function, too.
             if changed or (files != before and not deployed):
                 deployed = await self._deploy(changed)
-            await asyncio.sleep(max(LOOK_SECONDS, pause))
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _deploy(self, changed: Iterable[str]) -> bool:
         """Deploy as anybody does, with all flows imported anew, and tell whether that worked."""
