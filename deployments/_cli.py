@@ -56,8 +56,7 @@ def demo(name: str | None = None, /, *, param: Param = None, json: bool = False)
         signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
     with contextlib.redirect_stdout(sys.stderr):  # where flows print when they are imported
         prepared = prepare(name, param or [], "process")
-        outcome = run_demo(prepared, progress)
-    _print_outcome(outcome)
+        outcome = run_demo(prepared, progress, _print_outcome)
     if not (outcome.completed and json):
         hint = "`make dev` keeps a Prefect server and its UI up, to look at runs and start them."
         progress.print(f"\n{hint}", style="dim")

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from prefect.client.orchestration import get_client
@@ -19,8 +20,10 @@ from deployments.run._run import Outcome, follow, read_outcome, start
 from deployments.servers import TemporaryServer, tail, temporary_server, temporary_worker
 
 
-def run_demo(prepared: Prepared, console: Console) -> Outcome:
+def run_demo(prepared: Prepared, console: Console, tell: Callable[[Outcome], None]) -> Outcome:
     """Run a parent on a temporary server with a worker for each work pool, and stop them.
+
+    `tell` gets how it ended, before they are stopped.
 
     Raises:
         RuntimeError: The server, the worker or the deployment failed.
@@ -40,6 +43,7 @@ def run_demo(prepared: Prepared, console: Console) -> Outcome:
             log = tail(home / f"worker-{prepared.pool}.log")
             problem = f"{outcome.problem}\nThe worker's log ends with:\n{log}"
             outcome = dataclasses.replace(outcome, problem=problem)
+        tell(outcome)
     return outcome
 
 

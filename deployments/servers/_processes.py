@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,10 @@ from deployments.project import ROOT
 from deployments.servers._log import check_server_log
 
 DATABASE_URL = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
-START_SECONDS = 120
+DATABASE = "prefect.db"
+# What servers begin with, once the first one has made it.
+EMPTY_DATABASE = Path(sys.prefix, f"prefect-{prefect.__version__}.db")
+START_SECONDS = 240
 STOP_SECONDS = 15
 
 
@@ -85,7 +89,8 @@ def temporary_server(
     if settings:
         shutil.copy(settings, home / "prefect.toml")
     own = own or {}
-    if DATABASE_URL not in own:
+    makes_database = DATABASE_URL not in own and not (home / DATABASE).exists()
+    if makes_database:
         _copy_empty_database(home)
     port = port or free_port()
     api_url = f"http://127.0.0.1:{port}/api"
@@ -102,6 +107,8 @@ def temporary_server(
     with run_process(
         command, env={**env, **own}, log=log, ready=healthy if wait else None, held=held
     ) as process:
+        if makes_database and wait:
+            _keep_empty_database(home)
         yield TemporaryServer(home, api_url, env, process, held=held)
     if check_log:
         check_server_log(log)
@@ -113,20 +120,23 @@ def _env(home: Path) -> dict[str, str]:
 
 
 def _copy_empty_database(home: Path) -> None:
-    """Give a new server its database, made once, since Prefect's migrations take 15 s.
+    """Give a new server its database: else it makes its own, by migrations that take 15 s."""
+    if EMPTY_DATABASE.exists():
+        shutil.copy(EMPTY_DATABASE, home / DATABASE)
 
-    Where that can't be had, the server makes its own, or says why it can't.
-    """
-    made = Path(sys.prefix) / f"prefect-{prefect.__version__}.db"
-    if not made.exists() and os.access(made.parent, os.W_OK):
-        command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
-        with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
-            env = _env(Path(scratch))
-            done = subprocess.run(command, env=env, cwd=scratch, check=False, capture_output=True)
-            if done.returncode == 0:
-                (Path(scratch) / "prefect.db").replace(made)
-    if made.exists() and not (home / "prefect.db").exists():
-        shutil.copy(made, home / "prefect.db")
+
+def _keep_empty_database(home: Path) -> None:
+    """Keep the database of a server that has just made it, for the next ones."""
+    if EMPTY_DATABASE.exists() or not os.access(EMPTY_DATABASE.parent, os.W_OK):
+        return
+    with tempfile.TemporaryDirectory(dir=EMPTY_DATABASE.parent) as scratch:
+        copy = Path(scratch, DATABASE)
+        with (
+            contextlib.closing(sqlite3.connect(home / DATABASE)) as database,
+            contextlib.closing(sqlite3.connect(copy)) as target,
+        ):
+            database.backup(target)
+        copy.replace(EMPTY_DATABASE)
 
 
 def is_free(port: int) -> bool:
