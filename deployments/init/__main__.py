@@ -51,7 +51,8 @@ The commits so far are the template's: go on from them, or begin with none. LICE
 template's, too, and holds for what is of it; what you write is yours.
 
 Look at it:   git status
-See it work:  make demo && make test
+See it work:  make dev
+Test it:      make test
 Keep it:      git add --all && git commit -m "Start {name}"
 """
 
