@@ -66,12 +66,12 @@ def test_another_flow_with_parameters_and_json(checkout: Path, clean_env: dict[s
         (
             ["moon"],
             "prefect.yaml has no deployment moon in a work pool of type process, only "
-            "measure-all/local, measure/local, add-up/local, cancel-orphans/local",
+            "measure-all/local, measure/local, add-up/local",
         ),
         (
             ["measure-all/docker"],
             "prefect.yaml has no deployment measure-all/docker in a work pool of type process, "
-            "only measure-all/local, measure/local, add-up/local, cancel-orphans/local",
+            "only measure-all/local, measure/local, add-up/local",
         ),
     ],
 )

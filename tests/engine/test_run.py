@@ -107,7 +107,7 @@ class Command:
 
     def ends(self) -> int:
         """Return the exit status. What is said is read meanwhile: a full terminal holds it up."""
-        wait_until(lambda: bool(self.text) and self.process.poll() is not None, "it ends", 60)
+        wait_until(lambda: bool(self.text) and self.process.poll() is not None, "it ends")
         return self.process.wait()
 
     def run_id(self) -> UUID:
