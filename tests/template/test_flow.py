@@ -32,10 +32,8 @@ def entries_of(path: Path) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["the template", "a project"])
-def test_flows_are_green_at_once_and_run(template: Path, tmp_path: Path, where: str) -> None:
-    make = clone if where == "the template" else start_project
-    path = make(template, tmp_path / "my flows")
+def test_flows_are_green_at_once_and_run(template: Path, tmp_path: Path) -> None:
+    path = start_project(template, tmp_path / "my flows")
     before = (path / "prefect.yaml").read_bytes()
 
     succeed(path, "make", "flow", "NAME=clean-gauges")
