@@ -5,13 +5,14 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deployments.deploy import deploy_manifest
 from deployments.project import ROOT, Manifest
-from deployments.servers import TemporaryServer
+from deployments.servers import TemporaryServer, temporary_worker
 
 # The project of these tests. What is around them, users replace by their own.
 MANIFEST = ROOT / "tests" / "engine" / "prefect.yaml"
@@ -24,6 +25,13 @@ def deployed(prefect_server: TemporaryServer) -> Manifest:
     manifest = Manifest.load(MANIFEST).named("local")
     asyncio.run(deploy_manifest(manifest, prefect_server.env))
     return manifest
+
+
+@pytest.fixture(scope="session")
+def worker(prefect_server: TemporaryServer, deployed: Manifest) -> Iterator[None]:
+    """Run a worker for these flows: that of the fixture's name elsewhere is for the user's."""
+    with temporary_worker(prefect_server, "engine-tests-local"):
+        yield
 
 
 @pytest.fixture(scope="module")
