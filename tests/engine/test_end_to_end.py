@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from prefect import get_client
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -123,9 +124,15 @@ async def test_bad_parameters_create_no_run() -> None:
         assert len(await client.read_flow_runs()) == len(before)
 
 
+async def findings_of(client: PrefectClient, manifest: Manifest) -> list[str]:
+    """What is wrong, but for leftovers: the flows that go wrong are in a file of their own."""
+    found = [finding async for finding in check_server(client, manifest)]
+    return [finding for finding in found if not finding.startswith("no longer declared: ")]
+
+
 async def test_check_finds_nothing_wrong_with_this_server(deployed: Manifest) -> None:
     async with get_client() as client:
-        assert [finding async for finding in check_server(client, deployed)] == []
+        assert await findings_of(client, deployed) == []
 
 
 async def test_check_tells_what_the_server_lacks(tmp_path: Path) -> None:
@@ -138,7 +145,7 @@ async def test_check_tells_what_the_server_lacks(tmp_path: Path) -> None:
     manifest.definitions.work_pools["other"] = WorkPool(type="docker", queues={})
     manifest.deployments[0] = manifest.deployments[0].model_copy(update={"name": "lokal"})
     async with get_client() as client:
-        findings = [finding async for finding in check_server(client, manifest)]
+        findings = await findings_of(client, manifest)
         assert findings[:3] == [
             "work queue engine-tests-local/vip does not exist: `python -m deployments deploy`",
             "work pool other does not exist: `python -m deployments deploy`",
@@ -167,7 +174,7 @@ async def test_check_looks_up_the_children_that_are_called_by_name(tmp_path: Pat
     other = {"entrypoint": f"{tmp_path}/by_name.py:by_name"}
     manifest.deployments[0] = manifest.deployments[0].model_copy(update=other)
     async with get_client() as client:
-        findings = [finding async for finding in check_server(client, manifest)]
+        findings = await findings_of(client, manifest)
     assert [finding.partition("by_name.py:")[2] for finding in findings[1:]] == [
         f"5: calls measur/local, which is not on {client.api_url}: did you mean measure/local?",
         f"6: calls unheard-of/anywhere, which is not on {client.api_url}: deploy it there",
