@@ -76,7 +76,8 @@ class Dev:
     def _wait_for(self, pattern: str) -> None:
         wait_until(
             lambda: bool(self._find(pattern)) or self.process.poll() is not None,
-            f"it says {pattern!r} after:\n{self.log.read_text()[self._read :]}",
+            f"it says {pattern!r}",
+            instead=lambda: self.log.read_text()[self._read :],
         )
 
     def _find(self, pattern: str) -> re.Match[str] | None:

@@ -45,10 +45,16 @@ async def wait_for(
     return value
 
 
-def wait_until(true: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
+def wait_until(
+    true: Callable[[], bool],
+    what: str,
+    seconds: float = SECONDS,
+    instead: Callable[[], str] | None = None,
+) -> None:
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
+        there = f"; there is: {instead()}" if instead else ""
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}{there}"
         time.sleep(0.2)
 
 
