@@ -26,7 +26,8 @@ async def create_definitions(
     """Create work pools, queues and automations, or change what differs, and report each."""
     mark = mark_of(manifest.name)
     for pool_name, pool in manifest.definitions.work_pools.items():
-        report(await _create_pool(client, pool_name, pool, mark))
+        template = await _template_of(manifest, pool_name, pool)
+        report(await _create_pool(client, pool_name, pool, template, mark))
         for name, queue in pool.queues.items():
             report(await _create_queue(client, pool_name, name, queue, mark))
     for automation in manifest.definitions.automations:
@@ -46,8 +47,9 @@ async def find(request: Awaitable[T]) -> T | None:
         return None
 
 
-async def _create_pool(client: PrefectClient, name: str, pool: WorkPool, mark: str) -> str:
-    template = await _template_of(name, pool)
+async def _create_pool(
+    client: PrefectClient, name: str, pool: WorkPool, template: dict[str, Any], mark: str
+) -> str:
     existing = await find(client.read_work_pool(name))
     if existing is None:
         wanted = WorkPoolCreate(
@@ -66,7 +68,7 @@ async def _create_pool(client: PrefectClient, name: str, pool: WorkPool, mark: s
     return f"changed: work pool {name}: base job template"
 
 
-async def _template_of(name: str, pool: WorkPool) -> dict[str, Any]:
+async def _template_of(manifest: Manifest, name: str, pool: WorkPool) -> dict[str, Any]:
     """Return a pool's base job template, with its job variables as defaults."""
     default = await get_default_base_job_template_for_infrastructure_type(pool.type)
     template = deep_merge(default or {}, pool.base_job_template)
@@ -79,7 +81,7 @@ async def _template_of(name: str, pool: WorkPool) -> dict[str, Any]:
         )
     if pool.type == "process" and given.get("working_dir"):
         given["working_dir"] = str(ROOT / given["working_dir"])  # known here, and not in git
-    resolved: Any = apply_values(given, {}, remove_notset=False)
+    resolved: Any = apply_values(given, {"stack": manifest.stack}, remove_notset=False)
     for variable, value in resolved.items():
         variables[variable] = variables[variable] | {"default": value}
     return template

@@ -16,6 +16,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.responses import DeploymentResponse
 
+from deployments.deploy._build import build
 from deployments.deploy._definitions import (
     Report,
     create_definitions,
@@ -41,13 +42,14 @@ async def deploy_manifest(
 ) -> None:
     """Bring deployments and what they need to the server.
 
-    `report` gets a line about each thing, also where the deploy fails midway.
+    Nothing there changes before all is built. `report` gets a line about each thing, also where
+    the deploy fails midway.
 
     Raises:
-        RuntimeError: `prefect deploy` failed; with what it said.
+        RuntimeError: A step, or `prefect deploy`, failed; with what it said.
         ValueError: A flow can't be imported.
     """
-    manifest = with_safety_net(manifest)
+    manifest = await build(with_safety_net(manifest), report)
     async with get_client() as client:
         existing, before, declared = {}, {}, {}
         for deployment in manifest.deployments:
@@ -120,8 +122,7 @@ def _complete(project: str, declared: Declared, existing: DeploymentResponse | N
 
 def _deploy(manifest: Manifest, deployments: list[Declared], env: Mapping[str, str]) -> None:
     """Run `prefect deploy` for some deployments: its own choice is by name, which many share."""
-    part = manifest.model_dump(include={"name", "build", "push", "pull"}, exclude_unset=True)
-    part["deployments"] = deployments
+    part = {"name": manifest.name, "deployments": deployments}
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "prefect.yaml"
         file.write_text(yaml.safe_dump(part, sort_keys=False), encoding="utf-8")
@@ -165,13 +166,12 @@ def run_prefect_deploy(env: Mapping[str, str], *arguments: str) -> None:
 
 
 def _read_failure(output: str) -> str:
-    """Return why `prefect deploy` failed: in a line, or what the step that failed has said."""
+    """Return why `prefect deploy` failed."""
     said = output.rpartition("╯\n")[2]  # after the box that names the deployment, if there are many
-    progress, raised, rest = said.partition("Traceback (most recent call last):\n")
+    _, raised, rest = said.partition("Traceback (most recent call last):\n")
     if not raised:
         return " ".join(said.split())
     # Of the first exception, which led to the others.
     first = re.split(r"\n\n(?:The above|During handling)|\nAn exception occurred", rest)[0]
-    step = progress.rpartition(" > Running ")[2].partition("\n")[2]
-    text = f"{step}{re.sub(FRAMES, '', first)}".strip()
+    text = re.sub(FRAMES, "", first).strip()
     return f"\n{text}" if "\n" in text else text

@@ -16,6 +16,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkQueueFilter,
 )
+from prefect.settings import get_current_settings
 from rich.console import Console
 from rich.prompt import Confirm
 
@@ -64,7 +65,10 @@ async def deploy_and_prune(manifest: Manifest, console: Console, *, prune: bool,
     report = partial(console.print, soft_wrap=True)
     async with get_client() as client:
         await require_server(client, console, SERVER_SECONDS)
-        await deploy_manifest(manifest, os.environ, report)
+        env = os.environ | {"PREFECT_API_URL": str(get_current_settings().api.url)}
+        await deploy_manifest(manifest, env, report)
+        for line in await _find_unserved(client, manifest):
+            console.print(line, style="yellow", soft_wrap=True)
         leftovers = await find_leftovers(client, manifest)
         for leftover in leftovers:
             report(str(leftover))
@@ -82,6 +86,25 @@ async def deploy_and_prune(manifest: Manifest, console: Console, *, prune: bool,
             report(f"kept: {what}: {why}" if why else f"deleted: {what}")
             kept = kept or bool(why)
         return kept
+
+
+async def _find_unserved(client: PrefectClient, manifest: Manifest) -> list[str]:
+    """Return a line for each work pool without a worker, where others of the project have one.
+
+    A stack of containers has none for processes of a checkout, and a checkout none for containers.
+    """
+    served = [
+        pool.name
+        for pool in await read_everything(client.read_work_pools)
+        if pool.name in manifest.whole.definitions.work_pools
+        and await online_workers(client, pool.name)
+    ]
+    return [
+        f"no worker is online for work pool {name}, only for {', '.join(served)}: "
+        f"`prefect worker start --pool {name}`, or deploy what runs there"
+        for name in manifest.definitions.work_pools
+        if served and name not in served
+    ]
 
 
 async def find_leftovers(client: PrefectClient, manifest: Manifest) -> list[Leftover]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from prefect.automations import AutomationCore
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Cancelled, Crashed, Scheduled
 
 from deployments.parent import is_parent
 from deployments.project import Deployment, Manifest, WorkQueue
@@ -31,7 +33,9 @@ def with_safety_net(manifest: Manifest) -> Manifest:
         ValueError: A flow can't be imported.
     """
     whole, pools, deployments = manifest.whole, {}, []
-    parents = [entry for entry in whole.deployments if is_parent(entry.load_flow())]
+    # Of the part that is deployed, what is built already.
+    entries = {entry.full_name: entry for entry in (*whole.deployments, *manifest.deployments)}
+    parents = [entry for entry in entries.values() if is_parent(entry.load_flow())]
     for name, pool in manifest.definitions.work_pools.items():
         pools[name] = pool
         if own := [parent for parent in parents if parent.work_pool.name == name]:
@@ -46,6 +50,17 @@ def with_safety_net(manifest: Manifest) -> Manifest:
     )
     deployments = [*manifest.deployments, *deployments]
     return manifest.model_copy(update={"definitions": definitions, "deployments": deployments})
+
+
+def state_of_lost(run: FlowRun, message: str) -> State[Any]:
+    """Return the state of a run that is not final, and whose process was ended from outside.
+
+    What cleans up begins anew.
+    """
+    if run.work_queue_name == QUEUE:
+        return Scheduled(message=message)
+    cancelling = run.state is not None and run.state.is_cancelling()
+    return Cancelled(message=message) if cancelling else Crashed(message=message)
 
 
 def _mark_as_crashed(manifest: Manifest) -> list[AutomationCore]:

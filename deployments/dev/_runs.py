@@ -11,12 +11,11 @@ from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
-from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
-from prefect.states import Cancelled, Crashed, Scheduled
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.utilities.urls import url_for
 from rich.console import Console
 
-from deployments.deploy import QUEUE
+from deployments.deploy import QUEUE, state_of_lost
 from deployments.runs import (
     ALIVE,
     PatientClient,
@@ -92,12 +91,7 @@ async def end_lost_runs(client: PrefectClient) -> str | None:
     taken = await _read(client, state=_of_types(TAKEN))
     lost = [run for run in taken if run.work_pool_name in names]
     for run in lost:
-        state: State[Any] = Crashed(message=LOST)
-        if run.state_type == StateType.CANCELLING:
-            state = Cancelled(message=LOST)
-        elif run.work_queue_name == QUEUE:
-            state = Scheduled(message=LOST)
-        await client.set_flow_run_state(run.id, state)
+        await client.set_flow_run_state(run.id, state_of_lost(run, LOST))
     # Also of parents that had a moment left to say so themselves, and no more.
     waiting = await _read(client, state=_of_types(ALIVE), parent_task_run_id={"is_null_": False})
     task_ids = {"id": {"any_": [run.parent_task_run_id for run in waiting]}}

@@ -252,6 +252,11 @@ class Manifest(BaseModel):
         return self._whole or self
 
     @property
+    def stack(self) -> str:
+        """The name of its stack of containers, and of their network."""
+        return os.environ.get("COMPOSE_PROJECT_NAME") or self.name
+
+    @property
     def names(self) -> list[str]:
         """The names of the deployments, each once."""
         return list(dict.fromkeys(deployment.name for deployment in self.deployments))

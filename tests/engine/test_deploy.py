@@ -341,32 +341,45 @@ def plainly(project: Project) -> None:
 
 @pytest.mark.slow
 async def test_a_deploy_that_fails_midway_says_why_and_what_it_did(project: Project) -> None:
-    step = "prefect.deployments.steps.run_shell_script"
-    why = "echo pulling; echo 'workers clone the commit: commit and push first' >&2; exit 1"
-    refusing = {step: {"script": why, "shell": True, "stream_output": False}}
-    second = {"name": "second", "build": [{step: {"script": "true"}}, refusing]}
+    missing = {"env": {"STAGE": "{{ prefect.blocks.json.nowhere }}"}}
+    pool = {"name": "acme-pool", "work_queue_name": "children", "job_variables": missing}
+    second = {"name": "second", "work_pool": pool}
     third = {"name": "third", "schedules": [{"cron": "0 3 * * *"}]}
     project.deployments({"name": "first", "schedules": [{"cron": "0 3 * * *"}]}, third)
     project.say("deploy")
     for schedules in ([{"cron": "0 4 * * *"}], []):
         first = {"name": "first", "schedules": schedules}
         project.deployments(first, second, {**third, "schedules": [{"cron": "0 5 * * *"}]})
-        assert project.say("deploy", status=1)[-3:] == [
-            "changed: deployment sift/first: schedules",
-            "unchanged: deployment sift/third",
-            "error: `prefect deploy` failed: RuntimeError: `run_shell_script` failed with error "
-            "code 1: workers clone the commit: commit and push first",
-        ]
+        *_, changed, unchanged, error = project.say("deploy", status=1)
+        assert changed == "changed: deployment sift/first: schedules"
+        assert unchanged == "unchanged: deployment sift/third"
+        assert error.startswith("error: `prefect deploy` failed: ")
+        assert "json/block_documents/name/nowhere" in error
         there = await read("sift/first")
         assert there is not None
         assert active(there) == [each["cron"] for each in schedules]
-    refusing[step]["stream_output"] = True  # as that of an image: its log says why
-    project.deployments({"name": "second", "build": [refusing]})
-    said = project.say("deploy", status=1)
-    assert said[said.index("error: `prefect deploy` failed: ") + 1] == "pulling"
     project.deployments({"name": "second", "schedules": [{"daily": True}]})
     (refusal,) = project.say("deploy", status=1)
     assert refusal.endswith("deployments.0.schedules.0.daily: Extra inputs are not permitted")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["build", "push"])
+async def test_a_step_that_fails_says_why_and_leaves_the_server_alone(
+    project: Project, kind: str
+) -> None:
+    step = "prefect.deployments.steps.run_shell_script"
+    why = "echo pulling; echo 'workers clone the commit: commit and push first' >&2; exit 1"
+    refusing = {step: {"script": why, "shell": True}}
+    name = f"{kind}-steps"
+    second = {"name": f"{name}-2", kind: [{step: {"script": "true"}}, refusing]}
+    project.deployments({"name": f"{name}-1"}, second)
+    assert project.say("deploy", status=1)[-1] == (
+        f"error: prefect.yaml: the {kind} step {step} failed: `run_shell_script` failed with "
+        "error code 1: workers clone the commit: commit and push first"
+    )
+    for number in (1, 2):
+        assert await read(f"sift/{name}-{number}") is None
 
 
 @pytest.mark.slow
