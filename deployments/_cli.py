@@ -154,7 +154,7 @@ def check(*names: str, server: bool = False) -> None:
 
 @app.command
 def up(*, server: bool = False) -> None:
-    """Start a server on Postgres and Redis with workers, in containers, and deploy prefect.yaml.
+    """Start a server on Postgres and Redis with a worker, and deploy what runs in containers.
 
     Args:
         server: Only the server, for workers on other machines; then `deploy` is up to you.
@@ -165,13 +165,14 @@ def up(*, server: bool = False) -> None:
 
 
 @app.command
-def down(*, volumes: bool = False) -> None:
+def down(*, volumes: bool = False, yes: bool = False) -> None:
     """Stop what `up` started, and the runs in its containers.
 
     Args:
-        volumes: Forget all data, too: the database and the results.
+        volumes: Forget all data, too: the database and the results. Asks before.
+        yes: Don't ask.
     """
-    stack.down(volumes)
+    stack.down(Manifest.load(), progress, volumes=volumes, yes=yes)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ check: .venv/installed ## Compare prefect.yaml with the flows; and with your ser
 deploy: .venv/installed ## Bring prefect.yaml to your server: ARGS=docker, ARGS=--prune
 	@$(BIN)/python -m deployments deploy $(ARGS)
 
-up: .venv/installed ## Start a server and workers in containers, and deploy prefect.yaml
+up: .venv/installed ## Start a server and a worker in containers, and deploy what runs in them
 	@$(BIN)/python -m deployments up $(ARGS)
 
 down: .venv/installed ## Stop them: ARGS=--volumes forgets their data, too

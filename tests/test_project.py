@@ -53,7 +53,7 @@ def stack() -> Iterator[str]:
         subprocess.run([*ENGINE, "up"], cwd=ROOT, env=env, check=True)
         yield f"http://127.0.0.1:{port}/api"
     finally:
-        subprocess.run([*ENGINE, "down", "--volumes"], cwd=ROOT, env=env, check=True)
+        subprocess.run([*ENGINE, "down", "--volumes", "--yes"], cwd=ROOT, env=env, check=True)
 
 
 @pytest.mark.docker

@@ -16,7 +16,7 @@ ROOMS = {
     "": "parent",  # what flows import
     "__main__": "_cli project",
     "_cli": "_console check deploy dev project run servers stack",
-    "stack": "project",
+    "stack": "deploy project runs",
     "dev": "deploy project runs servers",
     "run": "_console check deploy parent project runs servers values",
     "check": "deploy parent project runs values",

@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from deployments.project import Manifest
+from deployments.servers._processes import free_port
 from deployments.stack._stack import read_variables
-from tests.engine.conftest import run_command
+from tests.engine.conftest import MANIFEST, run_command
 
 
 @pytest.fixture
@@ -14,10 +17,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Docker client that knows no container and notes what it is asked; the file of the notes."""
     notes = tmp_path / "notes"
     client = tmp_path / "docker"
-    client.write_text(
-        f'#!/bin/sh\necho "$*" >> "{notes}"\necho "$COMPOSE_PROJECT_NAME" >> "{notes}.names"\n'
-        f'cat "{tmp_path}/answer"\n'
-    )
+    client.write_text(f'#!/bin/sh\necho "$*" >> "{notes}"\ncat "{tmp_path}/answer"\n')
     client.chmod(0o755)
     (tmp_path / "answer").touch()
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -38,7 +38,7 @@ def test_a_variable_that_is_none(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=f"^{variable} in .env must be {expected}, not '{value}'$"):
-        read_variables("acme")
+        read_variables(Manifest.load(MANIFEST))
 
 
 @pytest.mark.parametrize(
@@ -58,32 +58,56 @@ def test_the_servers_of_the_stack_are_those_of_env(
         monkeypatch.delenv(variable, raising=False)
     for variable, value in env.items():
         monkeypatch.setenv(variable, value)
-    variables = read_variables("acme")
+    variables = read_variables(Manifest.load(MANIFEST))
     assert (variables["SERVER_PORTS"], variables["SERVER_URL"]) == expected
 
 
 def test_a_name_that_docker_refuses() -> None:
+    manifest = Manifest.load(MANIFEST).model_copy(update={"name": "Acme 1"})
     with pytest.raises(ValueError, match=r"^prefect.yaml: name: .* a-z, .* not 'Acme 1'$"):
-        read_variables("Acme 1")
+        read_variables(manifest)
 
 
-def test_down_asks_for_what_has_the_names_of_the_manifest(
-    docker: Path, checkout: Path, clean_env: dict[str, str]
+@pytest.mark.parametrize("stack", ["engine-tests", "another"])
+def test_down_ends_the_stack_and_its_runs_though_the_server_is_down(
+    docker: Path, checkout: Path, clean_env: dict[str, str], stack: str
 ) -> None:
-    for name in ("prefect.yaml", "docker/compose.yaml"):
-        text = (checkout / name).read_text().replace("engine-tests", "acme")
-        (checkout / name).write_text(text.replace("local", "processes"))
-    (docker.parent / "answer").write_text("75a57a379ee4\n")
     env = clean_env | {"PATH": os.environ["PATH"]}
-    for command in ("check", "down"):
-        done = run_command([command], checkout, env)
-        assert done.returncode == 0, done.stderr
+    if stack != "engine-tests":
+        env["COMPOSE_PROJECT_NAME"] = stack
+    env["SERVER_PORT"] = str(free_port())
+    (checkout / "docker" / ".env").unlink(missing_ok=True)
+    done = run_command(["down"], checkout, env)
+    assert done.stderr == f"error: {checkout}/docker/.env is missing: `make up` writes it\n"
+    (checkout / "docker" / ".env").touch()
+    (docker.parent / "answer").write_text(f"75a57a379ee4 {uuid4()}\n")
+    done = run_command(["down", "--volumes"], checkout, env)
+    assert done.returncode == 1
+    assert "confirm it by --yes" in done.stderr
+    docker.write_text("")
+    done = run_command(["down"], checkout, env)
+    assert done.returncode == 0, done.stderr
+    assert "The server does not know that runs have ended: " in done.stderr
     compose = "compose -f docker/compose.yaml"
-    assert [each for each in docker.read_text().splitlines() if "version" not in each] == [
-        f"{compose} stop worker-processes worker-docker",
-        "ps --quiet --filter network=acme --filter label=io.prefect.flow-run-id",
+    notes = [each for each in docker.read_text().splitlines() if "version" not in each]
+    assert [each.partition(" --format")[0] for each in notes] == [
+        f"ps --all --filter label=com.docker.compose.project={stack}",
+        f"{compose} stop worker",
+        f"ps --filter network={stack} --filter label=io.prefect.flow-run-id",
         "stop 75a57a379ee4",
         f"{compose} down --remove-orphans",
     ]
-    noted = Path(f"{docker}.names").read_text().splitlines()
-    assert noted.count("acme") == 2
+
+
+def test_a_stack_of_another_checkout_is_left_alone(
+    docker: Path, checkout: Path, clean_env: dict[str, str], tmp_path: Path
+) -> None:
+    (docker.parent / "answer").write_text(f"{tmp_path}\n")
+    for command in ("up", "down"):
+        done = run_command([command], checkout, clean_env | {"PATH": os.environ["PATH"]})
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"error: a stack named engine-tests was started from {tmp_path}: go on there, or set "
+            "COMPOSE_PROJECT_NAME and SERVER_PORT in .env, for a stack of this checkout\n"
+        )
+    assert "compose -f" not in docker.read_text()

@@ -14,6 +14,9 @@ SECRET = "a-secret-of-this-machine"  # noqa: S105
 # Flows that go wrong as they are told, added as a user would add flows.
 FLOWS = """
   - <<: *docker
+    entrypoint: tests/engine/faults/steps.py:grandparent
+    work_pool: *docker_parents
+  - <<: *docker
     entrypoint: tests/engine/faults/steps.py:family
     work_pool: *docker_parents
   - <<: *docker
@@ -37,7 +40,7 @@ def clone(checkout: Path) -> Path:
 def commit_all(repository: Path) -> None:
     name = ["-c", "user.name=Me", "-c", "user.email=me@localhost"]
     for command in (
-        ["add", "--all", "--", ".", ":!.venv"],
+        ["add", "--all"],
         [*name, "commit", "--quiet", "--message", "Mine"],
     ):
         subprocess.run(["git", *command], cwd=repository, check=True)
@@ -47,7 +50,7 @@ class Stack:
     """`make up` and `make down` in the clone."""
 
     def __init__(self, clone: Path, home: Path, images: dict[str, str]) -> None:
-        self._clone = clone
+        self.clone = clone
         # What only a worker's own machine knows must not get into containers.
         self._env = inner_env() | images | {"HOME": str(home), "PREFECT_HOME": str(home)}
         # Another port than by default: nothing may rely on that one.
@@ -55,27 +58,38 @@ class Stack:
         self.api_url = f"http://127.0.0.1:{port}/api"
 
     def make(self, *arguments: str, **env: str) -> str:
-        done = subprocess.run(
+        done = self._make(arguments, env)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def fails(self, *arguments: str, **env: str) -> str:
+        """Run make, which fails, and return what it says."""
+        done = self._make(arguments, env)
+        assert done.returncode != 0, done.stdout
+        return done.stdout
+
+    def _make(
+        self, arguments: tuple[str, ...], env: dict[str, str]
+    ) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
             ["make", *arguments],
-            cwd=self._clone,
+            cwd=self.clone,
             env=self._env | env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
 
     def image(self) -> str:
         """The image that is built of the last commit."""
-        describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        tag = subprocess.run(describe, cwd=self._clone, capture_output=True, text=True, check=True)
+        command = ["git", "rev-parse", "--short=12", "HEAD"]
+        tag = subprocess.run(command, cwd=self.clone, capture_output=True, text=True, check=True)
         return f"engine-tests:{tag.stdout.strip()}"
 
     def commit(self, file: str, text: str) -> None:
-        (self._clone / file).write_text(text)
-        commit_all(self._clone)
+        (self.clone / file).write_text(text)
+        commit_all(self.clone)
 
     def container(self, service: str) -> str:
         return docker("ps", "--quiet", "--filter", f"label=com.docker.compose.service={service}")
@@ -97,7 +111,7 @@ def stack(commands: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         with temporary_settings({PREFECT_API_URL: commands.api_url, PREFECT_HOME: home}):
             yield commands
     finally:
-        commands.make("down", "ARGS=--volumes")
+        commands.make("down", "ARGS=--volumes --yes")
         assert docker("ps", "--all", "--quiet", "--filter", "name=engine-tests") == ""
 
 

@@ -2,23 +2,27 @@
 
 import asyncio
 import json
+import os
+import shutil
 import socket
 import subprocess
-import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.client.orchestration import PrefectClient
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 from prefect.states import Cancelling
 
 from deployments.servers._log import find_errors
 from tests.engine.containers.conftest import SECRET, Stack, no_container_is_left
-from tests.engine.containers.engine import docker
+from tests.engine.containers.engine import docker, succeeds
 from tests.engine.waiting import children_of, ended, in_states, outcome, read_graph, wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
@@ -79,15 +83,8 @@ def test_the_ui_is_served(stack: Stack) -> None:
         assert page.headers.get_content_type() == "text/html"
 
 
-async def test_a_parent_as_a_process_of_the_stack(stack: Stack, client: PrefectClient) -> None:
-    parent = await arun_deployment("measure-all/local", timeout=0)
-    parent = await ended(client, parent)
-    assert parent.state is not None
-    assert parent.state.is_completed(), parent.state
-
-
 async def test_check_finds_nothing_wrong(stack: Stack, client: PrefectClient) -> None:
-    arguments = "ARGS=docker --server"  # the results of `local` are in a volume, too
+    arguments = "ARGS=docker --server"
     assert "agree" in stack.make("check", arguments, PREFECT_API_URL=stack.api_url)
 
 
@@ -106,6 +103,8 @@ async def test_containers_get_what_they_need_and_no_more(
     assert docker("exec", container_of(child), "id", "--user") == "1000"
     assert details["HostConfig"]["Memory"] == 2**30
     assert details["HostConfig"]["AutoRemove"] is True
+    assert details["HostConfig"]["CapDrop"] == ["ALL"]
+    assert details["HostConfig"]["SecurityOpt"] == ["no-new-privileges"]
     assert set(details["NetworkSettings"]["Networks"]) == {"engine-tests"}
     release(stack, "seen")
     await ended(client, parent)
@@ -203,8 +202,6 @@ async def test_a_service_is_restarted_midway(
 
 async def test_the_image_holds_no_secret_and_is_not_of_root(stack: Stack) -> None:
     image = stack.image()
-    assert image.startswith("engine-tests:")
-    assert not image.endswith("-dirty")
     (details,) = json.loads(docker("image", "inspect", image))
     assert details["Config"]["User"] == "flows"
     assert SECRET not in json.dumps(details) + docker("history", "--no-trunc", image)
@@ -230,19 +227,153 @@ def layers(image: str) -> list[str]:
     return found
 
 
+async def test_the_image_is_what_git_tracks(stack: Stack) -> None:
+    (stack.clone / "ignored.log").touch()
+    (stack.clone / "fresh.py").touch()
+    (stack.clone / "tests/engine/more.py").write_text("changed = True")
+    try:
+        assert f"built: image {stack.image()}-dirty\n" in stack.make(
+            "deploy", "ARGS=docker", PREFECT_API_URL=stack.api_url
+        )
+    finally:
+        (stack.clone / "fresh.py").unlink()
+        (stack.clone / "tests/engine/more.py").write_text("")
+    show = ["sh", "-c", "ls -A; cat tests/engine/more.py"]
+    found = docker("run", "--rm", f"{stack.image()}-dirty", *show).splitlines()
+    assert found[-1] == "changed = True"
+    assert not {"ignored.log", "fresh.py"} & set(found)
+
+
+async def test_what_the_image_lacks_is_told_before_anything_is_deployed(
+    stack: Stack, client: PrefectClient
+) -> None:
+    words = stack.clone / "tests/engine/words.py"
+    before = words.read_text()
+    (stack.clone / "beside").mkdir()
+    (stack.clone / "beside/__init__.py").touch()
+    there = (await client.read_deployment_by_name("measure/docker")).job_variables["image"]
+    try:
+        for module, what in (
+            ("beside", "`git add beside`, or take it out of .dockerignore"),
+            ("pytest", "add it to pyproject.toml, then `make lock`"),
+        ):
+            words.write_text(f"{before}\nimport {module}\n")
+            said = stack.fails("deploy", "ARGS=docker", PREFECT_API_URL=stack.api_url)
+            assert f"error: in the image {stack.image()}-dirty:\n" in said
+            place = f"tests/engine/words.py:{before.count(chr(10)) + 2}: ModuleNotFoundError: "
+            assert f"{place}No module named '{module}': {what}\n" in said
+            assert "deployment measure/docker" not in said
+    finally:
+        words.write_text(before)
+        shutil.rmtree(stack.clone / "beside")
+    assert (await client.read_deployment_by_name("measure/docker")).job_variables["image"] == there
+    assert docker("ps", "--all", "--quiet", "--filter=status=exited") == ""
+
+
+async def test_an_image_that_can_not_be_built_is_told(stack: Stack) -> None:
+    base = "nowhere.invalid/base:1"
+    for arguments in (["up"], ["deploy", "ARGS=docker"]):
+        said = stack.fails(*arguments, BASE_IMAGE=base, PREFECT_API_URL=stack.api_url)
+        assert f"error: prefect.yaml: the image {stack.image()} can't be built: " in said
+        assert "nowhere.invalid" in said
+        assert "Traceback" not in said
+
+
+async def test_a_pipeline_keeps_its_image(stack: Stack, client: PrefectClient) -> None:
+    """A parent is in the image that was deployed before, as one that is under way."""
+    before = stack.image()
+    stack.commit("tests/engine/more.py", "more = True")
+    stack.make("deploy", "ARGS=docker", PREFECT_API_URL=stack.api_url)
+    parent = await arun_deployment(
+        "grandparent/docker",
+        parameters={"steps": [{"name": "a", "do": "hold", "unless": "/results/kept"}]},
+        job_variables={"image": before},
+        timeout=0,
+    )
+    (family,) = await in_states(client, parent, "Running")
+    (child,) = await in_states(client, family, "Running")
+    for run in (family, child):
+        (details,) = json.loads(docker("inspect", container_of(run)))
+        assert details["Config"]["Image"] == before
+    release(stack, "kept")
+    parent = await ended(client, parent)
+    assert parent.state_name == "Completed"
+
+
+def test_plain_compose(stack: Stack) -> None:
+    variables = stack.clone / "docker" / ".env"
+    assert variables.stat().st_mode & 0o777 == 0o600
+    command = "docker-compose" if not succeeds("compose", "version") else "docker compose"
+    compose = [*command.split(), "-f", "docker/compose.yaml"]
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [*compose, *arguments],
+            cwd=stack.clone,
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    of_stack = ("ps", "--quiet", "--no-trunc", "--filter=label=com.docker.compose.project")
+    before = set(docker(*of_stack).split())
+    assert set(run("ps", "--quiet").split()) == before
+    assert run("exec", "-T", "postgres", "pg_isready").endswith("accepting connections\n")
+    assert "Worker" in run("logs", "worker")
+    run("restart", "redis")
+    run("up", "--detach")
+    assert set(docker(*of_stack).split()) == before
+
+
+def test_another_checkout_does_not_take_over(stack: Stack, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(stack.clone, other, symlinks=True)
+    before = docker("ps", "--quiet").split()
+    for command in ("up", "down"):
+        said = stack.fails("-C", str(other), command)
+        assert f"a stack named engine-tests was started from {stack.clone}/docker: " in said
+    assert docker("ps", "--quiet").split() == before
+
+
+def test_another_password_is_refused(stack: Stack) -> None:
+    said = stack.fails("up", POSTGRES_PASSWORD="another")  # noqa: S106
+    assert "error: POSTGRES_PASSWORD in .env is not that of the database in volume " in said
+    with urllib.request.urlopen(f"{stack.api_url}/ready") as answer:
+        assert answer.status == 200
+
+
 def test_compose_tells_a_taken_port(stack: Stack) -> None:
     """It has stopped the server then: the next test starts it again."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(AssertionError, match=f"127.0.0.1:{port}: bind: address already in use"):
-            stack.make("up", SERVER_PORT=str(port))
+        said = stack.fails("up", SERVER_PORT=str(port))
+        assert f"127.0.0.1:{port}: bind: address already in use" in said
 
 
-def test_basic_authentication_is_one_variable(stack: Stack) -> None:
+async def test_down_tells_of_its_runs_and_authentication_is_one_variable(
+    stack: Stack, client: PrefectClient
+) -> None:
     """Last, since the clients of the other tests have no password."""
+    stack.make("up")
+    parent = await start([{"name": name, "do": "hold"} for name in "ab"])
+    runs = [parent, *await in_states(client, parent, "Running", "Running")]
+    said = stack.make("down")
+    assert "Stopped, and now Crashed or Cancelled: a, b, family\n" in said
+
     password = {"PREFECT_API_AUTH_STRING": "admin:of-a-test"}
     stack.make("up", **password)
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{stack.api_url}/admin/version")
+    with pytest.raises(PrefectHTTPStatusError, match="401"):
+        await client.request("GET", "/admin/version")
     arguments = "ARGS=docker --server"
     assert "agree" in stack.make("check", arguments, PREFECT_API_URL=stack.api_url, **password)
+    with temporary_settings({PREFECT_API_AUTH_STRING: password["PREFECT_API_AUTH_STRING"]}):
+        async with get_client() as client:
+            for run in runs:
+                run = await client.read_flow_run(run.id)
+                assert run.state is not None
+                assert run.state.is_crashed() or run.state.is_cancelled(), run.state
+                (worker,) = await client.read_workers_for_work_pool("engine-tests-docker")
+                assert worker.name == "engine-tests"
