@@ -13,8 +13,8 @@ import pytest
 from prefect import Task, flow, get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import FlowRun
-from prefect.states import Completed, Failed, Pending, Running, State
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Completed, Failed, Pending, Running
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from deployments import child, parent_flow
