@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 from typing import Annotated
 
 import httpx
@@ -56,7 +57,7 @@ def demo(name: str | None = None, /, *, param: Param = None, json: bool = False)
         signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
     with contextlib.redirect_stdout(sys.stderr):  # where flows print when they are imported
         prepared = prepare(name, param or [], "process")
-        outcome = run_demo(prepared, progress, _print_outcome)
+        outcome = run_demo(prepared, progress, partial(_print_outcome, json=json))
     if not (outcome.completed and json):
         hint = "`make dev` keeps a Prefect server and its UI up, to look at runs and start them."
         progress.print(f"\n{hint}", style="dim")
@@ -97,7 +98,7 @@ def run(name: str, /, *, param: Param = None, json: bool = False) -> None:
         outcome = run_here(prepare(name, param or []), progress)
     if outcome is None:
         sys.exit(130)
-    _print_outcome(outcome)
+    _print_outcome(outcome, json)
     sys.exit(_read_status(outcome, json))
 
 
@@ -193,10 +194,12 @@ def _print_error(message: str) -> None:
     progress.print(f"error: {message}", style="red", soft_wrap=True)
 
 
-def _print_outcome(outcome: Outcome) -> None:
-    """Print a result, or why there is none."""
-    if outcome.problem:
+def _print_outcome(outcome: Outcome, json: bool) -> None:
+    """Print a result, or why there is none: that is an error where the exit status says so."""
+    if outcome.problem and _read_status(outcome, json):
         _print_error(outcome.problem)
+    elif outcome.problem:
+        progress.print(outcome.problem, soft_wrap=True)
     else:
         print(write_json(outcome.result), file=sys.__stdout__, flush=True)
 

@@ -22,7 +22,7 @@ from deployments.check._blocks import (
 )
 from deployments.check._calls import ChildCall, find_child_calls
 from deployments.parent import is_parent
-from deployments.project import Deployment, Manifest, check_name, first_problem
+from deployments.project import Deployment, JobVariables, Manifest, check_name, first_problem
 from deployments.values import Returns, find_refused, validate_some
 
 
@@ -71,6 +71,7 @@ def _check_manifest(manifest: Manifest) -> Iterator[str]:
             _check_queue(whole, deployment),
             check_blocks(whole, deployment),
             check_results(whole, deployment),
+            _check_sizes(whole, deployment.work_pool.name, deployment.work_pool.job_variables),
         ):
             yield from (f"{file}: {name}: {finding}" for finding in findings)
         for call in calls[name]:
@@ -96,6 +97,8 @@ def _check_definitions(manifest: Manifest) -> Iterator[str]:
                 f"work_pools.{name}: {placeholder} is not set, and would become empty: set it in "
                 ".env"
             )
+        for finding in _check_sizes(manifest, name, pool.job_variables):
+            yield f"work_pools.{name}: {finding}"
 
 
 def _find_unset(declared: Any) -> Iterator[str]:
@@ -172,6 +175,25 @@ def _check_queue(manifest: Manifest, deployment: Deployment) -> Iterator[str]:
             f"its work queue {used.work_queue_name} is not in "
             f"definitions.work_pools.{used.name}.queues: add it there"
         )
+
+
+def _check_sizes(manifest: Manifest, pool: str, variables: JobVariables) -> Iterator[str]:
+    """Yield the limits that Docker could not read when it starts a run."""
+    pools = manifest.definitions.work_pools
+    if pool not in pools or pools[pool].type != "docker":
+        return
+    import docker.utils  # type: ignore[import-not-found]  # slow
+
+    for name in ("mem_limit", "memswap_limit"):
+        size = getattr(variables, name, None)
+        if size is None or find_placeholders(size):
+            continue
+        try:
+            readable = isinstance(size, str) and docker.utils.parse_bytes(size) is not None
+        except docker.errors.DockerException:
+            readable = False
+        if not readable:
+            yield f"job_variables.{name}: {size!r} is no size: write a text, such as 512m or 4g"
 
 
 def _check_call(

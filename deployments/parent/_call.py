@@ -21,6 +21,7 @@ class Call:
         name: The run's name.
         tags: The run's tags, besides the deployment's.
         job_variables: The run's job variables, over the deployment's, as JSON data.
+        image: The parent's own image, where the call leaves the deployment to the parent.
         key: The identity of the call, where its parameters and job variables are not.
         timeout: Seconds from the call after which it is given up.
         made_at: When the call was made, by the clock of event loops.
@@ -33,6 +34,7 @@ class Call:
     name: str | None = None
     tags: tuple[str, ...] = ()
     job_variables: dict[str, Any] | None = None
+    image: str | None = None
     key: str | None = None
     timeout: float | None = None
     made_at: float = field(default_factory=time.monotonic)

@@ -1,6 +1,7 @@
 """Creating runs as children of a parent's run: together in one request, or each alone."""
 
 import asyncio
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -79,6 +80,8 @@ class Creator:
         deployment = await self._find(name)
         prepared: list[Request] = []
         for request in requests:
+            if pinned := await self.pin(request.call):
+                request.fields["job_variables"] = (request.call.job_variables or {}) | pinned
             try:
                 await self._tie_to_parent(deployment, request)
             except PrefectHTTPStatusError as error:
@@ -94,6 +97,17 @@ class Creator:
                 request.created.set_exception(error)
             else:
                 request.created.set_result(run)
+
+    async def pin(self, call: Call) -> dict[str, str]:
+        """Return the job variables by which a run has its parent's own image, where it should.
+
+        What is deployed meanwhile is of the same name, and has another tag: a pipeline that is
+        under way keeps its code.
+        """
+        if not call.image or "image" in (call.job_variables or {}):
+            return {}
+        deployed = str((await self._find(call.deployment)).job_variables.get("image"))
+        return {"image": call.image} if _name(deployed) == _name(call.image) else {}
 
     async def _find(self, name: str) -> DeploymentResponse:
         if name not in self._deployments:
@@ -190,6 +204,11 @@ class Creator:
             )
         )
         raise refusal
+
+
+def _name(image: str) -> str:
+    """Return the name of an image, without its tag; a registry may have a port."""
+    return re.sub("[:@][^/]*$", "", image)
 
 
 def _refused(name: str, error: PrefectHTTPStatusError) -> ChildError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import Counter
 from contextvars import ContextVar
 from typing import Any, Self
@@ -32,6 +33,8 @@ from deployments.runs import (
 
 # A parent that is run by hand calls the deployments of this name.
 BY_HAND = "local"
+# In a container, the variable that has the name of its image (docker/Dockerfile).
+IMAGE = "DEPLOYMENTS_IMAGE"
 
 current_parent: ContextVar[ParentRun | None] = ContextVar("parent_run", default=None)
 
@@ -110,7 +113,7 @@ class ParentRun:
             async with self._reading:
                 if self._deployment_name is None:
                     self._deployment_name = await self._server.ask(self._read_deployment_name)
-            call.deployment_name = self._deployment_name
+            call.deployment_name, call.image = self._deployment_name, os.environ.get(IMAGE)
         digest = call.digest()
         self._calls[digest] += 1  # before any other await: identical calls differ by their order
         if call.key is not None and self._calls[digest] > 1:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,8 @@ from deployments.runs import ALIVE, PatientClient, read_all
 
 # So many runs are created together at most: the first should not wait long for the last.
 BATCH = 20
+# So long a run waits for another image: until its parent gives up an unanswering server.
+UNTIL_IMAGE = timedelta(minutes=10)
 
 
 class Submitter:
@@ -88,7 +91,7 @@ class Submitter:
         if earlier.state_type in ALIVE:
             return self._announce(call, earlier, "is attached again", "attached again")
         self._refuse_if_closed()
-        if retried := await self._canceller.start(self._retry(earlier)):
+        if retried := await self._canceller.start(self._retry(call, earlier)):
             how = "is retried, for it has children of its own"
             return self._announce(call, retried, how, "retried")
         return await self._create_next(call, earlier)
@@ -121,20 +124,30 @@ class Submitter:
                 self._earlier = {split_key(run)[0]: run for run in runs}
         return self._earlier
 
-    async def _retry(self, run: FlowRun) -> FlowRun | None:
+    async def _retry(self, call: Call, run: FlowRun) -> FlowRun | None:
         """Retry a run that has children of its own, as *Retry* in the UI does."""
+        variables = run.job_variables or {}
+        pinned = variables | await self._creator.pin(call)
+        state: State[Any] = AwaitingRetry(message="Its parent was retried")
+        later: State[Any] = AwaitingRetry(scheduled_time=datetime.now(UTC) + UNTIL_IMAGE)
 
         async def retry_once(client: PrefectClient) -> FlowRun | None:
             if not await client.read_flow_runs(flow_run_filter=_children_of(run.id), limit=1):
                 return None
             retried = await client.read_flow_run(run.id)
             if retried.state is not None and retried.state.is_final():  # else it came through
-                state: State[Any] = AwaitingRetry(message="Its parent was retried")
-                await client.set_flow_run_state(run.id, state)
+                await client.set_flow_run_state(run.id, state if pinned == variables else later)
                 retried = await client.read_flow_run(run.id)
             return retried
 
-        return await self._server.ask(retry_once)
+        retried = await self._server.ask(retry_once)
+        # Its parent has another image by now. The server takes it while no worker has the run.
+        if retried and retried.state_type == StateType.SCHEDULED and pinned != variables:
+            await self._server.ask(
+                lambda client: client.update_flow_run(run.id, job_variables=pinned)
+            )
+            await self._server.ask(lambda client: client.set_flow_run_state(run.id, state))
+        return retried
 
     async def _create_next(self, call: Call, earlier: FlowRun) -> FlowRun:
         key, number = split_key(earlier)

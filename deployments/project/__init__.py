@@ -3,6 +3,7 @@
 from deployments.project._manifest import (
     ROOT,
     Deployment,
+    JobVariables,
     Manifest,
     WorkPool,
     WorkQueue,
@@ -15,6 +16,7 @@ from deployments.project._new_flow import write_flow
 __all__ = [
     "ROOT",
     "Deployment",
+    "JobVariables",
     "Manifest",
     "WorkPool",
     "WorkQueue",

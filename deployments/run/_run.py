@@ -138,7 +138,7 @@ async def read_outcome(prepared: Prepared, run: FlowRun) -> Outcome:
         reason = f"is not what it should be: {first_problem(error)}"
     except Unreadable as error:
         reason = " ".join(str(error).split())
-    return Outcome(True, problem=f"{prepared.name} completed, but its result {reason}")
+    return Outcome(True, problem=f"{prepared.name} completed. Its result {reason}")
 
 
 def write_json(value: Any) -> str:

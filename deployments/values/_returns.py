@@ -125,7 +125,7 @@ class Returns(Generic[R]):
                 return serializer, serializer.loads(blob)
         raise Unreadable(
             f"was written by the serializer {written_by!r}, not {self._serializers[0].type!r}: "
-            "give its flow a result_serializer, and make the deployed code and this parent's agree"
+            "give its flow a result_serializer, and make the deployed code and that here agree"
         )
 
     def _load_json(self, data: Any, serializer: Serializer[Any], by_alias: bool) -> R:

@@ -62,8 +62,8 @@ async def _read(state: State[Any], returns: Returns[Any], load: Callable[[bytes]
             told = "its values are refused" if refused else repr(error)
             block = await _name_block(record.storage_block_id)
             reason = (
-                f"can't be reached from here{block}: {told}. It was deleted, was never written, "
-                "or is in a storage that this parent does not share"
+                f"is at {record.storage_key}{block}, which can't be reached from here: it was "
+                f"deleted, was never written, or is in a storage that is not shared ({told})"
             )
         else:
             try:
@@ -78,7 +78,7 @@ async def _read(state: State[Any], returns: Returns[Any], load: Callable[[bytes]
                 block = await _name_block(record.storage_block_id)
                 reason = f"was not written{block}: {warning.removeprefix(NOT_WRITTEN)}"
             elif warning:
-                reason += f". The child's last warning: {warning}"
+                reason += f". Its run's last warning: {warning}"
             raise Unreadable(reason) from cause
         await asyncio.sleep(PAUSE_SECONDS)
 

@@ -70,6 +70,13 @@ def test_a_manifest_and_code_that_agree() -> None:
     assert check(MANIFEST) == []
 
 
+@pytest.mark.parametrize("size", ["512m", "4g", "1.5gb", "100000b", "'536870912'", "'{{ $HOME }}'"])
+def test_a_size_that_docker_can_read(tmp_path: Path, size: str) -> None:
+    """Or that nobody knows before it is deployed."""
+    limits = f"mem_limit: {size}\n        memswap_limit: '-1'"
+    assert findings(tmp_path, ("mem_limit: 1g", limits)) == []
+
+
 def test_every_child_that_the_parent_calls_is_found() -> None:
     assert [call.name for call in find_child_calls(measure_all, "moon")] == [
         "measure/moon",
@@ -149,6 +156,21 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
             "mem_limit: 1g",
             "mem_limit: '{{ $NOWHERE }}'",
             "engine-tests-docker: $NOWHERE is not set",
+        ),
+        (
+            "mem_limit: 1g",
+            "mem_limit: 1gib",
+            "work_pools.engine-tests-docker: job_variables.mem_limit: '1gib' is no size: write",
+        ),
+        (
+            "job_variables: &image {",
+            "job_variables: &image {memswap_limit: lots, ",
+            "prefect.yaml: measure/docker: job_variables.memswap_limit: 'lots' is no size: write a",
+        ),
+        (
+            "job_variables: &image {",
+            "job_variables: &image {mem_limit: 4, ",
+            "job_variables.mem_limit: 4 is no size: write a text, such as 512m or 4g",
         ),
         (
             "  crashed_after:",

@@ -15,10 +15,10 @@ from tests.engine.conftest import MANIFEST, run_command
 OUTCOMES = {
     "nothing": (None, None),
     "numbers": ([1, 2], None),
-    "gone": (..., "gone/local completed, but its result was not persisted: set persist_res"),
+    "gone": (..., "gone/local completed. Its result was not persisted: set persist_res"),
     "wrong": (
         ...,
-        "wrong/local completed, but its result is not what it should be: 0: Input should be a "
+        "wrong/local completed. Its result is not what it should be: 0: Input should be a "
         "valid integer, unable to parse string as an integer",
     ),
 }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
@@ -33,6 +34,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
 from prefect.states import AwaitingRetry, Crashed, Failed, Pending
+from prefect.utilities.collections import deep_merge
 from prefect.workers.process import ProcessJobConfiguration
 
 from deployments.project import ROOT
@@ -58,6 +60,8 @@ SECTIONS = dict(
 )
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", RECIPES, re.DOTALL))
 YAML = re.findall(r"```yaml\n# prefect.yaml\ndeployments:\n(.*?)```", RECIPES, re.DOTALL)
+# What a recipe adds to what is shared by all deployments.
+DEFINITIONS = re.findall(r"```yaml\n# prefect.yaml\n(definitions:\n.*?)```", RECIPES, re.DOTALL)
 NAMES = "local scheduled dev prod"
 POOL = "acme-local"
 SECRET = "not-for-everybody"  # noqa: S105
@@ -106,7 +110,10 @@ def project(checkout: Path, prefect_server: TemporaryServer) -> Project:
     (checkout / "flows" / "__init__.py").write_text('"""The flows of the recipes."""\n')
     shipped = (checkout / "tests/engine/prefect.yaml").read_text()
     definitions = shipped.partition("\ndeployments:\n")[0].replace("engine-tests", "acme")
-    (checkout / "prefect.yaml").write_text("\n".join([definitions, "deployments:", *YAML]))
+    declared = yaml.safe_load("\n".join([definitions, "deployments:", *YAML]))
+    for added in DEFINITIONS:
+        declared = deep_merge(declared, yaml.safe_load(added))
+    (checkout / "prefect.yaml").write_text(yaml.safe_dump(declared))
     prefect = {name: prefect_server.env[name] for name in ("PREFECT_HOME", "PREFECT_API_URL")}
     path = f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}"
     made = Project(checkout, inner_env() | prefect | {"PATH": path, "NO_COLOR": "1"})
@@ -204,7 +211,7 @@ def test_every_recipe_has_a_test_of_its_name() -> None:
 def test_every_block_is_used() -> None:
     kinds = re.findall(r"^```(.+)$", RECIPES, re.MULTILINE)
     assert kinds.count("python") == len(FILES)
-    assert kinds.count("yaml") == len(YAML)
+    assert kinds.count("yaml") == len(YAML) + len(DEFINITIONS)
     assert set(kinds) == {"python", "yaml", "console"}
 
 
@@ -296,6 +303,13 @@ async def test_secrets(client: PrefectClient, alerts: Alerts) -> None:
     seen = [done.model_dump_json(), await read_logs(client, done)]
     deployment = await client.read_deployment_by_name("export/local")
     assert all(SECRET not in each for each in [*seen, deployment.model_dump_json()])
+
+
+async def test_files_that_siblings_share(client: PrefectClient, project: Project) -> None:
+    """As processes; test_deploying_from_ci sees what containers get."""
+    assert await result_of("refine/local", days=[1, 2]) == 30
+    files = sorted(file.name for file in (project.path / "data").iterdir())
+    assert files == ["day-1.txt", "day-2.txt"]
 
 
 async def test_a_notification_when_a_parent_fails(client: PrefectClient, alerts: Alerts) -> None:
@@ -485,9 +499,14 @@ async def test_deploying_from_ci(client: PrefectClient, project: Project, tmp_pa
     login, *pushes = said.read_text().splitlines()
     assert login == "login --username ci --password-stdin registry.example.com"
     assert set(pushes) == {f"push {image}"}
-    for name in ("nightly/docker", "load/docker"):
-        deployment = await client.read_deployment_by_name(name)
+    for flow in ("nightly", "load", "export", "refine", "extract", "merge"):
+        deployment = await client.read_deployment_by_name(f"{flow}/docker")
         assert deployment.job_variables["image"] == image
+    template = (await client.read_work_pool("acme-docker")).base_job_template
+    variables = template["variables"]["properties"]
+    assert variables["volumes"]["default"] == ["acme-results:/results", "acme-data:/data"]
+    env = variables["env"]["default"]
+    assert (env["DATA"], env["PREFECT_LOCAL_STORAGE_PATH"]) == ("/data", "/results")
 
 
 async def test_results_and_artifacts(client: PrefectClient, project: Project) -> None:

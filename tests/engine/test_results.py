@@ -156,7 +156,7 @@ async def test_run_tells_the_cause_too(results: dict[str, Any]) -> None:
     async with get_client() as client:
         run = await client.read_flow_run(results["by_date"].run.id)
     outcome = await read_outcome(prepared, run)
-    assert f"by-date/local completed, but its result {NOT_WRITTEN} 'dict'" in str(outcome.problem)
+    assert f"by-date/local completed. Its result {NOT_WRITTEN} 'dict'" in str(outcome.problem)
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ import pytest
 from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.filesystems import LocalFileSystem
+from prefect.results import ResultStore
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Crashed, Failed, Pending, Running
 from prefect.tasks import Task
@@ -317,7 +319,29 @@ async def test_children_of_children(
         ]
         assert "\n    └ below" in command.text
         assert "\nbelow Crashed: gone\n" in command.text
-        assert "error: step/nobody completed, but its result was not persisted" in command.text
+        assert "\nstep/nobody completed. Its result was not persisted: set " in command.text
+        assert "error: " not in command.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--json"]])
+async def test_a_result_that_is_elsewhere(
+    faulty: Path, env: dict[str, str], client: PrefectClient, nobody: None, more: list[str]
+) -> None:
+    """As that of a run in containers is. It is an error for who asks for the result alone."""
+    volume = ResultStore(result_storage=LocalFileSystem(basepath="/results"))
+    completed: State[Any] = Completed(data=volume.create_result_record(None, key="0a1b"))
+    with running(
+        ["run", "step/nobody", "-p", "name=a", *more], faulty, env, terminal=True
+    ) as command:
+        await client.set_flow_run_state(command.run_id(), completed, force=True)
+        assert command.ends() == len(more), command.text
+        text = command.text
+    told = "step/nobody completed. Its result is at /results/0a1b, which can't be reached from here"
+    (line,) = [line for line in text.splitlines() if told in line]
+    assert line.startswith("error: " if more else told)
+    assert (b"\x1b[31m" in command.raw) == bool(more)  # red
+    assert "parent" not in line
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ async def result_file(client: PrefectClient, run: ChildRun[Any], server: Tempora
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), "completed, but its result can't be reached from here: "),
+        (lambda path: path.unlink(), "its result is at .*, which can't be reached from here: "),
         (lambda path: path.write_text("{"), "completed, but its result can't be decoded: "),
     ],
     ids=["deleted", "corrupted"],
