@@ -101,7 +101,7 @@ def test_every_child_that_the_parent_calls_is_found() -> None:
         ("work_queue_name: children", "work_queue_name: kids", "its work queue kids is not in"),
         ("name: engine-tests-local,", "name: moon,", "its work pool moon is not in definitions"),
         ("PREFECT_LOCAL_STORAGE_PATH: /results", "A: B", "results would end with its container"),
-        ("engine-tests-results:/results", "mine:/mine", "results would end with its container"),
+        ("{{ stack }}-results:/results", "mine:/mine", "results would end with its container"),
         ("work_queue_name: parents", "work_queue_name: children", "that is a deadlock"),
         (
             LOCAL_PARENT,
@@ -269,7 +269,7 @@ def test_results_in_a_block_need_no_volume(tmp_path: Path) -> None:
     block = "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: s3-bucket/results"
     edits = [
         ("PREFECT_LOCAL_STORAGE_PATH: /results", block),
-        ("engine-tests-results:/results", "a:/b"),
+        ("{{ stack }}-results:/results", "a:/b"),
     ]
     assert findings(tmp_path, *edits) == []
 
