@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shutil
 import subprocess
 from collections import defaultdict
 from typing import Any
@@ -87,6 +88,8 @@ async def _run(deployment: Deployment, kind: str, outputs: dict[str, Any]) -> di
 
 def _import_in(image: str, entrypoints: list[str]) -> None:
     """Import flows in an image, without network and secrets."""
+    if shutil.which("docker") is None:
+        raise RuntimeError("`docker` is not installed, by which flows are imported in a new image")
     command = ["docker", "run", "--rm", "--network=none", image, "python", "-c", IMPORT]
     done = subprocess.run([*command, *entrypoints], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -81,7 +81,8 @@ def down(manifest: Manifest, console: Console, *, volumes: bool, yes: bool) -> N
     filters = ["--filter", f"network={manifest.stack}", "--filter", f"label={RUN_ID}"]
     form = f'{{{{.ID}}}} {{{{.Label "{RUN_ID}"}}}}'
     if runs := [line.split() for line in _docker("ps", *filters, "--format", form)]:
-        _docker("stop", *(container for container, _ in runs))
+        with contextlib.suppress(RuntimeError):  # one may have ended meanwhile
+            _docker("stop", *(container for container, _ in runs))
         with temporary_settings({PREFECT_API_URL: _api_url(variables)}):
             console.print(asyncio.run(_tell([run_id for _, run_id in runs])), soft_wrap=True)
     _compose("down", "--remove-orphans", *(["--volumes"] if volumes else []))
