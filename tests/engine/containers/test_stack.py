@@ -345,23 +345,19 @@ def test_another_password_is_refused(stack: Stack) -> None:
         assert answer.status == 200
 
 
-def test_compose_tells_a_taken_port(stack: Stack) -> None:
-    """It has stopped the server then: the next test starts it again."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        said = stack.fails("up", SERVER_PORT=str(port))
-        assert f"127.0.0.1:{port}: bind: address already in use" in said
-
-
-async def test_down_tells_of_its_runs_and_authentication_is_one_variable(
+async def test_down_tells_of_its_runs_and_up_of_a_taken_port_and_authentication_is_one_variable(
     stack: Stack, client: PrefectClient
 ) -> None:
     """Last, since the clients of the other tests have no password."""
-    stack.make("up")
     parent = await start([{"name": name, "do": "hold"} for name in "ab"])
     runs = [parent, *await in_states(client, parent, "Running", "Running")]
     said = stack.make("down")
     assert "Stopped, and now Crashed or Cancelled: a, b, family\n" in said
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = stack.fails("up", SERVER_PORT=str(port))
+        assert f"127.0.0.1:{port}: bind: address already in use" in said
 
     password = {"PREFECT_API_AUTH_STRING": "admin:of-a-test"}
     stack.make("up", **password)
