@@ -52,6 +52,8 @@ def up(manifest: Manifest, console: Console, server: bool) -> None:
         pool = built.deployments[0].declared["work_pool"]
         _write(variables | {"IMAGE": pool["job_variables"]["image"], "WORK_POOL": pool["name"]})
         _migrate(manifest.stack)
+        if variables["SERVERS"] != "1":  # the first registers types of blocks: two would collide
+            _compose("up", "--detach", "--scale", "server=1", *SERVER)
         _compose("up", "--detach", "--remove-orphans", *(SERVER if server else ()))
         if not server:
             asyncio.run(deploy_and_prune(built, console, prune=False, yes=False))

@@ -249,7 +249,7 @@ def site(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         }
         execute(*LOGIN.split(), env=inner_env() | {"HOME": str(home)})
         the_stack = Stack(project, home, find_images() | env)
-        stack.callback(the_stack.make, "down", "ARGS=--volumes")
+        stack.callback(the_stack.make, "down", "ARGS=--volumes --yes")
         the_stack.make("up", "ARGS=--server", **env)  # which has ports of its own
         balancer = services.balancer(directory, listen, ports)
         stack.enter_context(balancer.running())
