@@ -34,11 +34,18 @@ print("\\n".join(dict.fromkeys(wrong)))
 LOG_LINES = 15
 
 
-async def build(manifest: Manifest, report: Report = lambda _: None) -> Manifest:
+async def build(
+    manifest: Manifest, report: Report = lambda _: None, *, push: bool = True
+) -> Manifest:
     """Run the build and push steps, and return a manifest that has their outputs in their place.
 
     Deployments with the same steps share what these make. The flows are imported in a new image
     before it is pushed: what git does not track, or the lock does not have, is missing there.
+
+    Args:
+        manifest: The deployments.
+        report: Gets a line about each image.
+        push: Run the push steps, too.
 
     Raises:
         RuntimeError: A step failed, or a flow can't be imported in its image.
@@ -55,7 +62,8 @@ async def build(manifest: Manifest, report: Report = lambda _: None) -> Manifest
         made.append((deployments, outputs))
     built: dict[str, Deployment] = {}
     for deployments, outputs in made:
-        await _run(deployments[0], "push", outputs)
+        if push:
+            await _run(deployments[0], "push", outputs)
         built |= {deployment.full_name: _fill(deployment, outputs) for deployment in deployments}
     filled = [built[deployment.full_name] for deployment in manifest.deployments]
     return manifest.model_copy(update={"deployments": filled})

@@ -48,7 +48,7 @@ def up(manifest: Manifest, console: Console, server: bool) -> None:
     # Not SERVER_URL: what listens there may need these servers first.
     with temporary_settings({PREFECT_API_URL: _api_url(variables)}):
         with console.status("Building the image ..."):
-            built = asyncio.run(build(manifest))
+            built = asyncio.run(build(manifest, push=not server))
         pool = built.deployments[0].declared["work_pool"]
         _write(variables | {"IMAGE": pool["job_variables"]["image"], "WORK_POOL": pool["name"]})
         _migrate(manifest.stack)
