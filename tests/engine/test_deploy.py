@@ -41,25 +41,25 @@ def sift(day: int = 1) -> int:
     return day
 """
 MANIFEST = """
-name: acme
+name: sieve
 pull:
   - prefect.deployments.steps.set_working_directory: {directory: /app}
 definitions:
   work_pools:
-    acme-pool: {type: process, queues: {parents: {}, children: {concurrency_limit: 8}}}
+    sieve-pool: {type: process, queues: {parents: {}, children: {concurrency_limit: 8}}}
   automations:
-    - name: "acme: pause"
-      trigger: {type: event, expect: [acme.pause]}
+    - name: "sieve: pause"
+      trigger: {type: event, expect: [sieve.pause]}
       actions: [{type: do-nothing}]
 deployments:
   - name: local
     version: "1"
     entrypoint: flows/sift.py:sift
     description: Load a day.
-    tags: [acme, etl]
+    tags: [sieve, etl]
     parameters: {day: 2}
     work_pool:
-      name: acme-pool
+      name: sieve-pool
       work_queue_name: children
       job_variables: {env: {STAGE: "{{ $STAGE }}"}}
     concurrency_limit: {limit: 2, collision_strategy: CANCEL_NEW}
@@ -68,8 +68,8 @@ deployments:
       - {interval: 3600, active: false}
     triggers:
       - type: event
-        expect: [acme.load]
-        match_related: {prefect.resource.id: prefect.tag.acme}
+        expect: [sieve.load]
+        match_related: {prefect.resource.id: prefect.tag.sieve}
         parameters: {day: "{{ event.payload.day }}"}
 """
 
@@ -90,7 +90,7 @@ class Project:
         """Declare other deployments."""
         manifest = yaml.safe_load(MANIFEST)
         (first,) = manifest["deployments"]
-        pool = {"name": "acme-pool", "work_queue_name": "children"}
+        pool = {"name": "sieve-pool", "work_queue_name": "children"}
         kept = {"entrypoint": first["entrypoint"], "work_pool": pool}
         manifest["deployments"] = [kept | each for each in declared]
         (self.path / "prefect.yaml").write_text(yaml.safe_dump(manifest))
@@ -103,13 +103,13 @@ class Project:
 
 @pytest.fixture
 def project(prefect_server: TemporaryServer, tmp_path: Path) -> Iterator[Project]:
-    path = copy_repository(tmp_path / "acme", "flows", "tests", "docker", "benchmarks", "data")
+    path = copy_repository(tmp_path / "sieve", "flows", "tests", "docker", "benchmarks", "data")
     (path / "flows").mkdir()
     (path / "flows" / "__init__.py").touch()
     (path / "flows" / "sift.py").write_text(FLOWS)
     (path / "prefect.yaml").write_text(MANIFEST)
     yield Project(path, {**prefect_server.env, "STAGE": "test"})
-    for name in ("acme", "acme-x", "acme-checked"):  # nothing of it is left for the next one
+    for name in ("sieve", "sieve-x", "sieve-checked"):  # nothing of it is left for the next one
         nothing = f"name: {name}\ndefinitions: {{work_pools: {{}}}}\ndeployments: []\n"
         (path / "prefect.yaml").write_text(nothing)
         asyncio.run(delete_leftovers(Manifest.load(path / "prefect.yaml")))
@@ -130,12 +130,12 @@ async def read(name: str) -> DeploymentResponse | None:
 
 
 THINGS = [
-    "work pool acme-pool",
-    "work queue acme-pool/parents",
-    "work queue acme-pool/children",
-    "automation acme: mark silent runs as crashed",
-    "automation acme: mark runs that don't start as crashed",
-    "automation acme: pause",
+    "work pool sieve-pool",
+    "work queue sieve-pool/parents",
+    "work queue sieve-pool/children",
+    "automation sieve: mark silent runs as crashed",
+    "automation sieve: mark runs that don't start as crashed",
+    "automation sieve: pause",
     "deployment sift/local",
 ]
 
@@ -158,25 +158,25 @@ async def test_each_changed_field_is_named(project: Project) -> None:
     (project.path / "flows" / "sift.py").write_text(flow)
     project.declare(
         ("Load a day.", "Load one."),
-        ("[acme, etl]", "[acme]"),
+        ("[sieve, etl]", "[sieve]"),
         ("{day: 2}", "{day: 4}"),
         ("queue_name: children", "queue_name: parents"),
         ("{env: {STAGE", "{env: {STAGES"),
         ("/app", "/ap"),
         ("{limit: 2,", "{limit: 3,"),
         ("0 3 * * *", "0 4 * * *"),
-        ("expect: [acme.load]", "expect: [acme.reload]"),
+        ("expect: [sieve.load]", "expect: [sieve.reload]"),
         ('version: "1"', 'version: "2"'),
         ("{concurrency_limit: 8}", "{concurrency_limit: 9}"),
-        ("[acme.pause]", "[acme.stop]"),
+        ("[sieve.pause]", "[sieve.stop]"),
     )
     assert project.say("deploy") == [
-        "unchanged: work pool acme-pool",
-        "unchanged: work queue acme-pool/parents",
-        "changed: work queue acme-pool/children: concurrency_limit",
-        "unchanged: automation acme: mark silent runs as crashed",
-        "unchanged: automation acme: mark runs that don't start as crashed",
-        "changed: automation acme: pause: trigger",
+        "unchanged: work pool sieve-pool",
+        "unchanged: work queue sieve-pool/parents",
+        "changed: work queue sieve-pool/children: concurrency_limit",
+        "unchanged: automation sieve: mark silent runs as crashed",
+        "unchanged: automation sieve: mark runs that don't start as crashed",
+        "changed: automation sieve: pause: trigger",
         "changed: deployment sift/local: description, version, tags, parameters, parameter schema, "
         "work queue, job variables, pull steps, concurrency limit, schedules, triggers",
     ]
@@ -203,7 +203,7 @@ FULL: dict[str, Any] = {
     "paused": True,
     "enforce_parameter_schema": False,
     "concurrency_limit": {"limit": 2, "collision_strategy": "CANCEL_NEW"},
-    "triggers": [{"type": "event", "expect": ["acme.load"]}],
+    "triggers": [{"type": "event", "expect": ["sieve.load"]}],
 }
 
 
@@ -342,7 +342,7 @@ def plainly(project: Project) -> None:
 @pytest.mark.slow
 async def test_a_deploy_that_fails_midway_says_why_and_what_it_did(project: Project) -> None:
     missing = {"env": {"STAGE": "{{ prefect.blocks.json.nowhere }}"}}
-    pool = {"name": "acme-pool", "work_queue_name": "children", "job_variables": missing}
+    pool = {"name": "sieve-pool", "work_queue_name": "children", "job_variables": missing}
     second = {"name": "second", "work_pool": pool}
     third = {"name": "third", "schedules": [{"cron": "0 3 * * *"}]}
     project.deployments({"name": "first", "schedules": [{"cron": "0 3 * * *"}]}, third)
@@ -388,20 +388,20 @@ async def test_check_names_what_is_missing_and_left_over(
 ) -> None:
     # Of its own: a pool counts as served for a while when its worker has stopped.
     project.declare(
-        ("name: acme\n", "name: acme-checked\n"),
-        ("acme: pause", "acme-checked: pause"),
-        ("acme-pool", "acme-checked-pool"),
+        ("name: sieve\n", "name: sieve-checked\n"),
+        ("sieve: pause", "sieve-checked: pause"),
+        ("sieve-pool", "sieve-checked-pool"),
         ("name: local", "name: checked"),
     )
     project.say("deploy")
     project.declare(("name: checked\n", "name: daily\n"))
     project.say("deploy")
     async with get_client() as client:
-        (automation,) = await client.read_automations_by_name("acme-checked: pause")
+        (automation,) = await client.read_automations_by_name("sieve-checked: pause")
         await client.delete_automation(automation.id)
-    with temporary_worker(prefect_server, "acme-checked-pool"):
+    with temporary_worker(prefect_server, "sieve-checked-pool"):
         assert project.say("check", "--server", status=1) == [
-            "automation acme-checked: pause does not exist: `python -m deployments deploy`",
+            "automation sieve-checked: pause does not exist: `python -m deployments deploy`",
             "no longer declared: deployment sift/checked: `python -m deployments deploy --prune`",
         ]
 
@@ -411,16 +411,16 @@ async def test_a_rename_with_prune_leaves_nothing_behind(project: Project) -> No
     project.say("deploy")
     project.declare(
         ("name: local", "name: daily"),
-        ("acme-pool: {type", "acme-renamed: {type"),
-        ("name: acme-pool", "name: acme-renamed"),
-        ("acme: pause", "acme: stop"),
+        ("sieve-pool: {type", "sieve-renamed: {type"),
+        ("name: sieve-pool", "name: sieve-renamed"),
+        ("sieve: pause", "sieve: stop"),
     )
     left = [
         "deployment sift/local",
-        "automation acme: pause",
-        "work queue acme-pool/children",
-        "work queue acme-pool/parents",
-        "work pool acme-pool",
+        "automation sieve: pause",
+        "work queue sieve-pool/children",
+        "work queue sieve-pool/parents",
+        "work pool sieve-pool",
     ]
     said = project.say("deploy", "--prune", status=1)
     undeclared = [each for each in said if each.startswith("no longer")]
@@ -433,9 +433,9 @@ async def test_a_rename_with_prune_leaves_nothing_behind(project: Project) -> No
         assert not [
             each
             for each in await client.read_automations()
-            if "acme.load" in str(each) and "local" in each.name
+            if "sieve.load" in str(each) and "local" in each.name
         ]
-        assert "acme-pool" not in [each.name for each in await client.read_work_pools()]
+        assert "sieve-pool" not in [each.name for each in await client.read_work_pools()]
     assert all(each.startswith("unchanged") for each in project.say("deploy"))
 
 
@@ -447,10 +447,10 @@ async def test_others_are_left_alone_and_unfinished_runs_are_named(project: Proj
     project.declare(("name: local", "name: other"))
     plainly(project)
     project.declare(
-        ("name: acme\n", "name: acme-x\n"),
+        ("name: sieve\n", "name: sieve-x\n"),
         ("name: other", "name: third"),
-        ("acme: pause", "acme-x: pause"),
-        ("acme-pool", "acme-x-pool"),
+        ("sieve: pause", "sieve-x: pause"),
+        ("sieve-pool", "sieve-x-pool"),
     )
     project.say("deploy")
     (project.path / "prefect.yaml").write_text(
@@ -463,7 +463,7 @@ async def test_others_are_left_alone_and_unfinished_runs_are_named(project: Proj
     assert f"no longer declared: deployment sift/local: unfinished runs: {run.name}" in said
     assert said[-2:] == [
         "kept: deployment sift/local: its runs are unfinished: let them end, or cancel them",
-        "kept: work queue acme-pool/children: in use by "
+        "kept: work queue sieve-pool/children: in use by "
         f"deployment local, deployment other, run {run.name}",
     ]
     async with get_client() as client:
@@ -471,7 +471,7 @@ async def test_others_are_left_alone_and_unfinished_runs_are_named(project: Proj
     said = project.say("deploy", "--prune", "--yes", status=1)
     assert said[-2:] == [
         "deleted: deployment sift/local",
-        "kept: work queue acme-pool/children: in use by deployment other",
+        "kept: work queue sieve-pool/children: in use by deployment other",
     ]
     assert await read("sift/other") is not None
     assert await read("sift/third") is not None

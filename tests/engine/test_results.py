@@ -252,7 +252,9 @@ async def test_a_block_that_is_refused_is_named_without_its_values(
             )
         )
     record = SimpleNamespace(storage_key="a", storage_block_id=block.id)
-    with pytest.raises(Unreadable, match="refused: its values are refused") as raised:
+    with pytest.raises(
+        Unreadable, match=r"remote-file-system/refused, .*\(its values are refused\)"
+    ) as raised:
         await read_value(Completed(data=record), Returns[Any](Any))
     assert "a-secret" not in str(raised.value)
     assert raised.value.__cause__ is None
