@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.console import Console
+from rich.prompt import Confirm
 from rich.text import Text
 
 # Control characters but for line breaks and tabs, as JSON writes them, too.
@@ -24,3 +26,14 @@ class PlainConsole(Console):
     ) -> Text:
         """Make text of a string, be it a line, a cell, a header or a title."""
         return Text(text.translate(ESCAPES), style=style, justify=justify, overflow=overflow)
+
+
+def confirm(option: str, what: str, yes: bool) -> bool:
+    """Tell whether something may be deleted: with `yes`, nobody is asked.
+
+    Raises:
+        RuntimeError: There is nobody to ask.
+    """
+    if not yes and not sys.stdin.isatty():
+        raise RuntimeError(f"{option} deletes {what}: confirm it by --yes")
+    return yes or Confirm.ask(f"Delete {what}?", default=False)

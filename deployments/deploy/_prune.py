@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,8 +17,8 @@ from prefect.client.schemas.filters import (
 )
 from prefect.settings import get_current_settings
 from rich.console import Console
-from rich.prompt import Confirm
 
+from deployments._console import confirm
 from deployments.deploy._definitions import mark_of
 from deployments.deploy._deploy import PROJECT, deploy_manifest
 from deployments.deploy._safety_net import with_safety_net
@@ -74,9 +73,7 @@ async def deploy_and_prune(manifest: Manifest, console: Console, *, prune: bool,
             report(str(leftover))
         if not (prune and leftovers):
             return False
-        if not yes and not sys.stdin.isatty():
-            raise RuntimeError("--prune deletes what is no longer declared: confirm it by --yes")
-        if not yes and not Confirm.ask("Delete what is no longer declared?", default=False):
+        if not confirm("--prune", "what is no longer declared", yes):
             return True
         kept = False
         # Again: somebody may have taken their time to answer, and runs go on.

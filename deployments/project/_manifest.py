@@ -98,7 +98,6 @@ class Deployment(BaseModel):
     entrypoint: str
     work_pool: DeploymentWorkPool
     parameters: dict[str, Any] = {}
-    build: list[dict[str, Any]] = []
     schedules: list[dict[str, Any]] | None = None
     triggers: list[Trigger] | None = None
     declared: dict[str, Any]  # all of it, as `prefect deploy` reads it

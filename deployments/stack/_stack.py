@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
-from rich.prompt import Confirm
 
+from deployments._console import confirm
 from deployments.deploy import build, deploy_and_prune, state_of_lost
 from deployments.project import ROOT, Manifest
 from deployments.runs import cancel_children
@@ -74,10 +73,8 @@ def down(manifest: Manifest, console: Console, *, volumes: bool, yes: bool) -> N
     _require_own(manifest.stack)
     if not VARIABLES.exists():
         raise RuntimeError(f"{VARIABLES} is missing: `make up` writes it")
-    if volumes and not yes and not sys.stdin.isatty():
-        raise RuntimeError("--volumes deletes the database and the results: confirm it by --yes")
-    question = f"Delete the database and the results of {manifest.stack}?"
-    if volumes and not yes and not Confirm.ask(question, default=False):
+    what = f"the database and the results of {manifest.stack}"
+    if volumes and not confirm("--volumes", what, yes):
         return
     _compose("stop", "worker")
     filters = ["--filter", f"network={manifest.stack}", "--filter", f"label={RUN_ID}"]

@@ -283,7 +283,9 @@ def test_what_is_deployed_without_docker_needs_no_docker() -> None:
     local = Manifest.load(MANIFEST).of_type("process")
     assert local.names == ["local"]
     assert {pool.type for pool in local.definitions.work_pools.values()} == {"process"}
-    assert not any("docker" in str(deployment.build) for deployment in local.deployments)
+    assert not any(
+        "docker" in str(deployment.declared["build"]) for deployment in local.deployments
+    )
 
 
 def test_each_flow_is_imported_once(tmp_path: Path) -> None:

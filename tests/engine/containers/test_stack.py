@@ -371,5 +371,5 @@ async def test_down_tells_of_its_runs_and_up_of_a_taken_port_and_authentication_
                 run = await client.read_flow_run(run.id)
                 assert run.state is not None
                 assert run.state.is_crashed() or run.state.is_cancelled(), run.state
-                (worker,) = await client.read_workers_for_work_pool("engine-tests-docker")
-                assert worker.name == "engine-tests"
+            (worker,) = await client.read_workers_for_work_pool("engine-tests-docker")
+            assert worker.name == "engine-tests"
