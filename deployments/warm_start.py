@@ -27,8 +27,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 WARM = os.path.join(HERE, "_warm_process.py")
 # Of /proc/PID/status, what a process hands on to those that it starts.
 HANDED_ON = (
-    *("Cap", "Cpus_allowed", "Gid", "Groups", "Mems_allowed", "NoNewPrivs", "Seccomp", "SigBlk"),
-    *("SigIgn", "Uid", "Umask"),
+    *("Cap", "Cpus_allowed", "Gid", "Groups", "Mems_allowed", "NoNewPrivs", "Seccomp", "SigIgn"),
+    *("Uid", "Umask"),
 )
 # For the warm process to import Prefect, beside other load.
 WAIT_SECONDS = 60
@@ -100,6 +100,9 @@ def check_same(worker: int) -> None:
         raise Refused(f"its directory is not {os.path.dirname(HERE)}")
     if len(os.listdir("/proc/self/fd")) != 4:  # one is of this listing
         raise Refused("it has more open files than its standard streams, or fewer")
+    # The worker's own are not asked for: it blocks all while it starts a thread or a process.
+    if signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        raise Refused("it has signals blocked")
     with open(f"/proc/{worker}/environ", "rb") as file:
         theirs = dict(each.partition(b"=")[::2] for each in file.read().split(b"\0")[:-1])
     if b"PREFECT__FLOW_RUN_ID" in theirs:

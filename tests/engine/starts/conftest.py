@@ -38,7 +38,7 @@ def start(*command: str, env: dict[str, str] | None = None, **options: Any) -> s
 def warm_processes(worker: int | None = None) -> list[int]:
     """Return the ids of a worker's warm processes, by default of this process."""
     found = forks_of_warm_processes(worker)
-    return [pid for pid in found if parent_of(pid) not in found]
+    return [pid for pid in found if parent_of(pid) not in {0, *found}]
 
 
 def forks_of_warm_processes(worker: int | None = None) -> list[int]:

@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,6 +87,18 @@ def test_starts_that_are_cancelled(hold: Hold) -> None:
         list(pool.map(cancel, range(STARTS)))
     wait_until(lambda: runs() == held, "of the cancelled, no process is left")
     assert "cold" not in start()
+    assert warm_processes() == [warm]
+
+
+def test_starts_while_their_worker_starts_threads(hold: Hold) -> None:
+    """A thread that starts a thread or a process has all signals blocked for that moment."""
+    hold(1)
+    (warm,) = warm_processes()
+    with ThreadPoolExecutor(2) as pool:
+        starts = [pool.submit(start) for _ in range(40)]
+        while not all(each.done() for each in starts):
+            threading.Thread(target=int).start()
+    assert not [each.result() for each in starts if "cold" in each.result()]
     assert warm_processes() == [warm]
 
 
