@@ -224,7 +224,7 @@ def run_engine() -> None:
 def main(listener: str, worker: str) -> None:
     """Serve a worker, or run a flow run in a fork."""
     os.setsid()
-    signals = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
     if not sys.flags.safe_path:
         del sys.path[0]  # the directory of this file
     # No settings are to be found: each run reads its own.
@@ -248,7 +248,7 @@ def main(listener: str, worker: str) -> None:
         os._exit(0)  # what is registered for the exit is the runs'
     os.chdir(directory)
     take(descriptors)
-    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
     run_engine()
 
 
