@@ -27,9 +27,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 WARM = os.path.join(HERE, "_warm_process.py")
 # Of /proc/PID/status, what a process hands on to those that it starts.
 HANDED_ON = (
-    *("Cap", "Cpus_allowed", "Gid", "Groups", "Mems_allowed", "NoNewPrivs", "Seccomp", "SigIgn"),
-    *("Uid", "Umask"),
+    *("Cap", "Cpus_allowed", "Gid", "Groups", "Mems_allowed", "NoNewPrivs", "Seccomp", "Uid"),
+    "Umask",
 )
+# Signals 32 and 33 are the C library's own: it takes them over with a process's first thread.
+OWN_SIGNALS = 3 << 31
 # For the warm process to import Prefect, beside other load.
 WAIT_SECONDS = 60
 NOT_STARTED = 2**31 - 1
@@ -123,7 +125,9 @@ def read_handed_on(process: object) -> list[object]:
         with open(f"{place}/{name}") as file:
             found.append(file.read())
     with open(f"{place}/status") as file:
-        found += [line for line in file if line.startswith(HANDED_ON)]
+        status = dict(line.partition(":")[::2] for line in file)
+    found += [item for item in status.items() if item[0].startswith(HANDED_ON)]
+    found.append(int(status["SigIgn"], 16) & ~OWN_SIGNALS)
     with open(f"{place}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
     found += [fields[16], *fields[37:39]]  # nice, and the priority and policy of real time

@@ -1,12 +1,15 @@
 """Where there is no warm process, or can be none, a run starts cold; and it ends by itself."""
 
+import contextlib
 import os
+import platform
 import resource
 import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +143,16 @@ def start_as(change: str) -> str:
 
 
 def test_it_ends_with_its_worker() -> None:
-    code = f"import subprocess; subprocess.run({STUB}); print(flush=True); input()"
+    with worker_of(f"subprocess.run({STUB}); print(flush=True)") as worker:
+        assert warm_processes(worker.pid)
+    wait_until(lambda: not warm_processes(worker.pid), "the warm process ends")
+
+
+@contextlib.contextmanager
+def worker_of(code: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Give what has run some code that prints a line, until the end of the block."""
     worker = subprocess.Popen(
-        [sys.executable, "-I", "-c", code],
+        [sys.executable, "-I", "-c", f"import subprocess; {code}; input()"],
         cwd=ROOT,
         env=worker_env(),
         stdin=subprocess.PIPE,
@@ -151,9 +161,18 @@ def test_it_ends_with_its_worker() -> None:
     )
     assert worker.stdout is not None
     worker.stdout.readline()
-    assert warm_processes(worker.pid)
+    yield worker
     worker.communicate(b"\n")
-    wait_until(lambda: not warm_processes(worker.pid), "the warm process ends")
+
+
+def test_its_worker_starts_its_first_thread() -> None:
+    """Of what a worker was told to ignore, the C library then takes over its own signals."""
+    call = {"x86_64": 13, "aarch64": 134}[platform.machine()]  # rt_sigaction, which Python refuses
+    ignore = f"[libc.syscall({call}, each, b'\\1' + bytes(31), None, 8) for each in (32, 33)]"
+    run = f"subprocess.run({STUB})"
+    code = f"{ignore}; {run}; threading.Thread(target=int).start(); {run}; print(flush=True)"
+    with worker_of(f"import threading, ctypes; libc = ctypes.CDLL(None); {code}") as worker:
+        assert len(warm_processes(worker.pid)) == 1
 
 
 def test_it_ends_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
