@@ -143,26 +143,25 @@ def start_as(change: str) -> str:
 
 
 def test_it_ends_with_its_worker() -> None:
-    with worker_of(f"subprocess.run({STUB}); print(flush=True)") as worker:
+    with worker_of(f"subprocess.run({STUB})") as worker:
         assert warm_processes(worker.pid)
     wait_until(lambda: not warm_processes(worker.pid), "the warm process ends")
 
 
 @contextlib.contextmanager
 def worker_of(code: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Give what has run some code that prints a line, until the end of the block."""
-    worker = subprocess.Popen(
-        [sys.executable, "-I", "-c", f"import subprocess; {code}; input()"],
+    """Give what has run some code, until the end of the block."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", f"import subprocess; {code}; print(flush=True); input()"],
         cwd=ROOT,
         env=worker_env(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-    )
-    assert worker.stdout is not None
-    worker.stdout.readline()
-    yield worker
-    worker.communicate(b"\n")
+    ) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        yield worker
 
 
 def test_its_worker_starts_its_first_thread() -> None:
@@ -170,7 +169,7 @@ def test_its_worker_starts_its_first_thread() -> None:
     call = {"x86_64": 13, "aarch64": 134}[platform.machine()]  # rt_sigaction, which Python refuses
     ignore = f"[libc.syscall({call}, each, b'\\1' + bytes(31), None, 8) for each in (32, 33)]"
     run = f"subprocess.run({STUB})"
-    code = f"{ignore}; {run}; threading.Thread(target=int).start(); {run}; print(flush=True)"
+    code = f"{ignore}; {run}; threading.Thread(target=int).start(); {run}"
     with worker_of(f"import threading, ctypes; libc = ctypes.CDLL(None); {code}") as worker:
         assert len(warm_processes(worker.pid)) == 1
 
