@@ -4,12 +4,12 @@ EXTRAS :=
 # From here on, the template's own, which `init` takes out.
 DEV_EXTRAS := dev template
 QUICK := not slow and not docker and not machines
-ENGINE := not docker and not machines
+ENGINE := not docker and not machines and not chaos
 OTHER := .venv/other-prefect
 
 include deployments/engine.mk
 
-.PHONY: init bench test-all test-cold test-machines test-prefect
+.PHONY: init bench test-all test-chaos test-cold test-machines test-prefect
 
 init: ## Make this clone a project of your own, without the example: NAME=acme-pipelines
 	@$(PYTHON) deployments/init "$(NAME)"
@@ -26,9 +26,13 @@ test-all: lint ## All tests that need no Docker
 
 # Faults, without warm starts: each interpreter runs code from outside of its environment. By
 # default those that the start of a process could change; all with `ARGS=tests/engine/faults`.
-STARTS = tests/engine/faults -k '(raises or is_killed or timeout or is_cancelled) and not worker'
+STARTS = tests/engine/faults -k '(raises or is_killed or is_cancelled) and not worker and not durable'
 test-cold: .venv/installed ## Tests of faults, without warm starts
 	@PYTHONPATH="$(CURDIR)/tests/engine/starts/cold" $(BIN)/python -m pytest -m "$(ENGINE)" $(or $(ARGS),$(SIDE_BY_SIDE) $(STARTS))
+
+# Some minutes, and another order by each number: CHAOS=7.
+test-chaos: .venv/installed ## Kill durable runs at random: CHAOS=0
+	@CHAOS=$(CHAOS) $(BIN)/python -m pytest -m chaos $(ARGS)
 
 # As root on Linux, since it makes two machines with networks and Docker Engines of their own.
 test-machines: .venv/installed ## Tests on two machines, with Docker Engines of their own

@@ -25,10 +25,12 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 import types
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 assert sys.platform == "linux"  # noqa: S101 - for type checkers elsewhere
 
@@ -44,6 +46,11 @@ IDLE_SECONDS = 900.0
 REFUSE_SECONDS = 60.0
 # Who ends all processes of a service means the runs, which end first.
 BLOCKED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+# So long a run has for its last word, where its worker or what stands for it has died.
+LAST_SECONDS = 5.0
+# So often a durable run looks whether it has another attempt.
+LOOK_SECONDS = 30.0
+FENCE = "deployments.fence"
 PEER = struct.Struct("3i")  # SO_PEERCRED: process, user, group
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
@@ -93,10 +100,11 @@ def reap(*_: object) -> None:
             pass
 
 
-def keep(connection: socket.socket) -> list[int] | None:
+def keep(connection: socket.socket, worker: int) -> list[int] | None:
     """Keep a run, and return None once it has ended; or, in the run, its descriptors.
 
-    These are its standard streams, and a file with its environment.
+    These are its standard streams, and a file with its environment. Where its worker ends, it is
+    told to end, too, so that it can say so.
     """
     keeper = os.getpid()
     # A start can end at any time; its run ends with the keeper.
@@ -113,17 +121,29 @@ def keep(connection: socket.socket) -> list[int] | None:
         if pid == 0:
             die_with(keeper)
             connection.close()
+            os.close(worker)
             return descriptors
+        # Its worker reads what it prints, and a pipe that nobody reads would end it too early.
+        for stream in descriptors[1:3]:
+            with contextlib.suppress(OSError):
+                os.open(f"/proc/self/fd/{stream}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         exited = os.pidfd_open(pid)
         poll = select.poll()
-        poll.register(connection, select.POLLIN)
-        poll.register(exited, select.POLLIN)
-        while exited not in dict(poll.poll()):
-            signals = connection.recv(100)
-            if not signals:  # what stands for the run has died
-                return None
+        for each in (connection, exited, worker):
+            poll.register(each, select.POLLIN)
+        told = False
+        while exited not in (ready := dict(poll.poll())):
+            signals = connection.recv(100) if connection.fileno() in ready else b""
             for number in signals:
                 os.kill(pid, number)
+            told = told or signal.SIGTERM in signals
+            if not signals:  # its worker has died, or what stands for it
+                if not told:  # else it has had its time, and more
+                    os.kill(pid, signal.SIGTERM)
+                    select.select([exited], [], [], LAST_SECONDS)
+                    if poll.poll(0).count((worker, select.POLLIN)):  # nobody else says so
+                        select.select([exited], [], [], LAST_SECONDS)
+                return None
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         connection.send(status.to_bytes(4, "big", signed=True))
     return None
@@ -191,6 +211,29 @@ def import_prefect(listener: int) -> str:
     return ""
 
 
+def end_if_replaced(stand_in: int) -> None:
+    """End this process where its run is durable, and has another attempt: look now and then.
+
+    It was taken for dead, and Prefect's server would take what it does from then on.
+
+    Args:
+        stand_in: The process id by which Prefect knows this attempt.
+    """
+    from prefect.client.orchestration import get_client
+
+    durable = True
+    while durable:
+        time.sleep(LOOK_SECONDS)
+        with contextlib.suppress(Exception), get_client(sync_client=True) as client:
+            run = client.read_flow_run(UUID(os.environ["PREFECT__FLOW_RUN_ID"]))
+            durable = "durable" in run.tags
+            known = (run.infrastructure_pid or "").rpartition(":")[2]
+            replaced = known not in ("", str(stand_in)) or run.state_type == "CRASHED"
+            if durable and replaced:
+                sys.stderr.write("This attempt was taken for dead, and ends: another one goes on\n")
+                os._exit(0)  # else its worker would call the other attempt Crashed
+
+
 def run_engine() -> None:
     """Run Prefect's engine as `python -m prefect.engine` does in a new interpreter."""
     from prefect.context import refresh_global_settings_context
@@ -239,16 +282,18 @@ def main(listener: str, worker: str) -> None:
     with socket.socket(fileno=int(listener)) as starts:
         process = os.pidfd_open(int(worker))
         connection = serve(starts, process, imported, refusal)
-        os.close(process)
     if connection is None:
         return
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    descriptors = keep(connection)
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
+    descriptors = keep(connection, process)
     if descriptors is None:
         os._exit(0)  # what is registered for the exit is the runs'
     os.chdir(directory)
     take(descriptors)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+    stand_in = PEER.unpack(peer)[:1]
+    threading.Thread(target=end_if_replaced, args=stand_in, name=FENCE, daemon=True).start()
     run_engine()
 
 

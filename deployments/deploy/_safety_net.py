@@ -1,6 +1,7 @@
 """What notices lost runs: the same in every project, so prefect.yaml says no more than how soon.
 
-It finds runs by their work pool and queue, which no other project has, and no deploy takes away.
+It finds runs by their work pool and queue, which no other project has, and no deploy takes away;
+and by the tag of those that are restarted.
 """
 
 from __future__ import annotations
@@ -14,20 +15,24 @@ from prefect.states import Cancelled, Crashed, Scheduled
 
 from deployments.parent import is_parent
 from deployments.project import Deployment, Manifest, WorkQueue
+from deployments.runs import DURABLE
 
 # Of its own, or a run of `cancel_orphans` that fails would start the next one.
 QUEUE = "cancel-orphans"
+# Seconds after which a run of it that was lost runs again: not at once, since it may be lost again.
+AGAIN = 30
+TAG = f"prefect.tag.{DURABLE}"
 OF_RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 
 
 def with_safety_net(manifest: Manifest) -> Manifest:
-    """Return a manifest with two automations more, and a deployment for each pool with parents.
+    """Return a manifest with some automations more, and a deployment for each pool that needs it.
 
-    The automations mark runs as crashed: where a whole machine dies, nobody on it can say so, but
-    the server notices the silence; and a worker that dies while it starts a run leaves it Pending.
-    The deployments cancel the children of a parent that ended without its process: it crashed
-    together with its worker, was cancelled while it was suspended, or was resumed too late, which
-    is Failed.
+    Two mark runs as crashed: where a whole machine dies, nobody on it can say so, but the server
+    notices the silence; and a worker that dies while it starts a run leaves it Pending.
+    The deployments restart durable runs, and cancel the children of a parent that ended without
+    its process: it crashed together with its worker, was cancelled while it was suspended, or was
+    resumed too late, which is Failed. What is lost of their own runs, an automation runs again.
 
     Raises:
         ValueError: A flow can't be imported.
@@ -36,16 +41,22 @@ def with_safety_net(manifest: Manifest) -> Manifest:
     # Of the part that is deployed, what is built already.
     entries = {entry.full_name: entry for entry in (*whole.deployments, *manifest.deployments)}
     parents = [entry for entry in entries.values() if is_parent(entry.load_flow())]
+    durable = [entry for entry in entries.values() if DURABLE in entry.tags]
     for name, pool in manifest.definitions.work_pools.items():
         pools[name] = pool
-        if own := [parent for parent in parents if parent.work_pool.name == name]:
+        own = [parent for parent in parents if parent.work_pool.name == name]
+        if others := own or [entry for entry in durable if entry.work_pool.name == name]:
             queues = pool.queues | {QUEUE: WorkQueue()}
             pools[name] = pool.model_copy(update={"queues": queues})
-            deployments.append(_cancel_orphans(name, own))
+            deployments.append(_cancel_orphans(name, own, others[0]))
     definitions = manifest.definitions.model_copy(
         update={
             "work_pools": pools,
-            "automations": [*_mark_as_crashed(whole), *manifest.definitions.automations],
+            "automations": [
+                *_mark_as_crashed(whole),
+                _run_again(whole),
+                *manifest.definitions.automations,
+            ],
         }
     )
     deployments = [*manifest.deployments, *deployments]
@@ -90,33 +101,50 @@ def _mark_as_crashed(manifest: Manifest) -> list[AutomationCore]:
 
 
 def _mark(manifest: Manifest, name: str, trigger: dict[str, Any], message: str) -> AutomationCore:
+    action = {"state": "CRASHED", "message": message}
+    return _change_state(manifest, name, trigger, action)
+
+
+def _run_again(manifest: Manifest) -> AutomationCore:
+    """Return what runs lost runs of `cancel_orphans` again: nobody else cleans up after them."""
+    trigger = {"after": _events("Crashed"), "expect": _events("*"), "within": AGAIN}
+    action = {"state": "SCHEDULED", "name": "AwaitingRetry"}
+    own = _related("work-queue", [QUEUE])
+    return _change_state(manifest, "clean up again", trigger, action, own)
+
+
+def _change_state(
+    manifest: Manifest, name: str, trigger: dict[str, Any], action: dict[str, Any], *related: Any
+) -> AutomationCore:
     trigger = trigger | {
         "type": "event",
         "posture": "Proactive",
         "match": OF_RUNS,
-        "match_related": _related("work-pool", manifest.definitions.work_pools),
+        "match_related": [_related("work-pool", manifest.definitions.work_pools), *related],
         "for_each": ["prefect.resource.id"],
         "threshold": 1,
     }
-    action = {"type": "change-flow-run-state", "state": "CRASHED", "message": message}
+    actions = [{"type": "change-flow-run-state", **action}]
     return AutomationCore.model_validate(
-        {"name": f"{manifest.name}: {name}", "trigger": trigger, "actions": [action]}
+        {"name": f"{manifest.name}: {name}", "trigger": trigger, "actions": actions}
     )
 
 
-def _cancel_orphans(pool: str, parents: list[Deployment]) -> Deployment:
-    """Return the deployment that runs where some parents do, once one of them has ended so."""
-    declared = parents[0].declared
-    trigger = {
-        "type": "event",
-        "expect": _events("Crashed", "Cancelled", "Failed"),
-        "match": OF_RUNS,
-        "match_related": [
-            _related("work-pool", [pool]),
-            _related("work-queue", {parent.work_pool.work_queue_name for parent in parents}),
-        ],
-        "parameters": {"parent": "{{ event.resource.id }}"},
-    }
+def _cancel_orphans(pool: str, parents: list[Deployment], other: Deployment) -> Deployment:
+    """Return the deployment that cleans up, and runs where another one does.
+
+    It does so once a parent has ended so, or a durable run is Crashed.
+    """
+    in_pool = _related("work-pool", [pool])
+    queues = {parent.work_pool.work_queue_name for parent in parents}
+    # Of a durable parent, one run for both: an expression with `!` is for other names.
+    durable = [in_pool, {"prefect.resource.role": "tag", "prefect.resource.id": TAG}]
+    durable += [_related("work-queue", [f"!{queue}"]) for queue in queues]
+    triggers = [_trigger(_events("Crashed"), durable)]
+    if parents:
+        left = _events("Crashed", "Cancelled", "Failed")
+        triggers.append(_trigger(left, [in_pool, _related("work-queue", queues)]))
+    declared = other.declared
     steps = {step: declared[step] for step in ("build", "push", "pull") if step in declared}
     return Deployment.model_validate(
         steps
@@ -124,9 +152,19 @@ def _cancel_orphans(pool: str, parents: list[Deployment]) -> Deployment:
             "name": pool,
             "entrypoint": "deployments/maintenance.py:cancel_orphans",
             "work_pool": declared["work_pool"] | {"work_queue_name": QUEUE},
-            "triggers": [trigger],
+            "triggers": triggers,
         }
     )
+
+
+def _trigger(events: list[str], related: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "type": "event",
+        "expect": events,
+        "match": OF_RUNS,
+        "match_related": related,
+        "parameters": {"parent": "{{ event.resource.id }}"},
+    }
 
 
 def _events(*names: str) -> list[str]:

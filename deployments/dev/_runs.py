@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -12,17 +13,21 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
+from prefect.deployments import arun_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.utilities.urls import url_for
 from rich.console import Console
 
 from deployments.deploy import QUEUE, state_of_lost
 from deployments.runs import (
     ALIVE,
+    DURABLE,
     PatientClient,
     cancel_children,
     get_eager_client,
     read_all,
     read_everything,
+    will_restart,
 )
 
 RUNNING = [StateType.RUNNING, StateType.CANCELLING]
@@ -81,7 +86,7 @@ async def _read_roots(server: PatientClient, **which: Any) -> list[FlowRun]:
 async def end_lost_runs(client: PrefectClient) -> str | None:
     """Tell the server which runs no worker runs any more, and cancel children of ended parents.
 
-    What cleans up begins anew.
+    What cleans up begins anew, and durable runs are restarted.
 
     Returns:
         How many they were, in a line, if there were any.
@@ -92,6 +97,14 @@ async def end_lost_runs(client: PrefectClient) -> str | None:
     lost = [run for run in taken if run.work_pool_name in names]
     for run in lost:
         await client.set_flow_run_state(run.id, state_of_lost(run, LOST))
+    crashed = _of_types([StateType.CRASHED])
+    for run in await _read(client, state=crashed, tags={"all_": [DURABLE]}):
+        # The server's last process may not have acted on that. Of what came before it, this one
+        # knows no events, and would wait for them for 15 minutes (`CausalOrdering`).
+        if await will_restart(client, run):
+            with contextlib.suppress(ObjectNotFound):
+                name, same = f"cancel-orphans/{run.work_pool_name}", {"parent": str(run.id)}
+                await arun_deployment(name, client=client, parameters=same, timeout=0)
     # Also of parents that had a moment left to say so themselves, and no more.
     waiting = await _read(client, state=_of_types(ALIVE), parent_task_run_id={"is_null_": False})
     task_ids = {"id": {"any_": [run.parent_task_run_id for run in waiting]}}

@@ -34,7 +34,7 @@ PYPROJECT = (
     (r'(?m)^license = ".*"\n', ""),
     (r"(?m)^template = .*\n", ""),
     (r'(?m)^"(benchmarks|tests/engine)/\*" = .*\n', ""),
-    (r'(?m)^    "(slow|machines): .*\n', ""),
+    (r'(?m)^    "(slow|machines|chaos): .*\n', ""),
     (r"(?m)^.*deployments/init/starter.*\n", ""),
 )
 ORIGIN = """\

@@ -78,8 +78,8 @@ class ChildRun(Generic[R]):
             ) from None
         try:
             return await self._read(final)
-        except ChildResultUnavailable as error:
-            # Only now it is known that the result of an earlier attempt's run is needed.
+        except (ChildResultUnavailable, ChildCrashed) as error:
+            # Only now it is known that an earlier attempt's run gives no result.
             replacement = await self._parent.replace(self._call, self._flow_run, error)
             if replacement is None:
                 raise

@@ -17,16 +17,19 @@ from prefect.exceptions import Pause
 from prefect.logging.loggers import flow_run_logger
 
 from deployments.parent._call import Call
-from deployments.parent._errors import WHICH_LIMIT, ChildError, ChildResultUnavailable
+from deployments.parent._errors import WHICH_LIMIT, ChildError
+from deployments.parent._fence import end_if_replaced, keep_looking
 from deployments.parent._loop import Loop
 from deployments.parent._page import Page
 from deployments.parent._submit import Submitter
 from deployments.parent._undo import Canceller
 from deployments.parent._watch import Watcher
 from deployments.runs import (
+    ALIVE,
     PatientClient,
     cancel_children,
     get_eager_client,
+    is_durable,
     name_all,
     wait_until_cancelled,
 )
@@ -64,7 +67,8 @@ class ParentRun:
             give_up_after,
             lambda message: ChildError(f"{message}: {WHICH_LIMIT}"),
         )
-        self._canceller = Canceller(server, deadline)
+        self._durable = is_durable(flow_run)
+        self._canceller = Canceller(server, deadline, self._durable)
         self._page = Page(server, flow_run, self._logger)
         publish = self._page.add if page else lambda run, used_again: None
         self._submitter = Submitter(server, flow_run.id, self._logger, self._canceller, publish)
@@ -73,6 +77,7 @@ class ParentRun:
         # it is. With the number of the run, how often the call ran, it is the idempotency key.
         self._calls: Counter[str] = Counter()
         self._deployment_name: str | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()
 
     @classmethod
@@ -81,6 +86,9 @@ class ParentRun:
         parent = cls(*args)
         await parent._clients.enter_async_context(parent._client)
         await parent._clients.enter_async_context(parent._server.client)
+        if parent._durable:
+            looking = keep_looking(parent._client, parent._flow_run, parent._logger)
+            parent._looking = asyncio.create_task(looking)  # until its loop ends
         return parent
 
     @staticmethod
@@ -143,12 +151,12 @@ class ParentRun:
             self._abandon(run)
             raise
 
-    async def replace(
-        self, call: Call, run: FlowRun, error: ChildResultUnavailable
-    ) -> FlowRun | None:
-        """Return a new run of a call, if the one without a result is of an earlier attempt."""
+    async def replace(self, call: Call, run: FlowRun, error: ChildError) -> FlowRun | None:
+        """Return another run of a call, if the one without a result is of an earlier attempt."""
         replacement = await self._submitter.replace(call, run, error)
         if replacement is not None:
+            if replacement.id == run.id:
+                self._watcher.forget(run.id)
             self._watcher.watch(replacement)
         return replacement
 
@@ -181,9 +189,13 @@ class ParentRun:
 
     async def _end(self, error: BaseException | None) -> None:
         try:
+            if error is not None and not self._has_time(error):
+                self._canceller.told.set()
             self._submitter.close()
             await self._watcher.close()
             await self._canceller.finish()
+            if self._durable:
+                await end_if_replaced(self._client, self._flow_run, self._logger)
             if not await self._goes_on(error):
                 await self._cancel_children(error)
         except Exception as problem:  # noqa: BLE001 - why the parent ended matters more
@@ -193,12 +205,17 @@ class ParentRun:
             await self._clients.aclose()
 
     async def _goes_on(self, error: BaseException | None) -> bool:
-        """Tell whether this run is suspended, or the server will retry it (RetryFailedFlows)."""
+        """Tell whether this run is suspended, or is to run once more.
+
+        By the server (RetryFailedFlows); or, where its process was told to end, by a restart.
+        """
         if isinstance(error, Pause):
             return True
-        if error is None or not self._has_time(error):
+        if error is None or not (self._has_time(error) or self._durable):
             return False
         run = await self._client.read_flow_run(self._flow_run.id)
+        if not self._has_time(error):
+            return run.state_type in ALIVE  # else it is being cancelled
         return run.run_count <= (run.empirical_policy.retries or 0)
 
     async def _cancel_children(self, error: BaseException | None) -> None:

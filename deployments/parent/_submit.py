@@ -15,9 +15,9 @@ from prefect.states import AwaitingRetry
 
 from deployments.parent._call import Call, split_key
 from deployments.parent._create import Creator, Request
-from deployments.parent._errors import ChildResultUnavailable, RunInfo
+from deployments.parent._errors import ChildCrashed, ChildError, RunInfo
 from deployments.parent._undo import Canceller
-from deployments.runs import ALIVE, PatientClient, read_all
+from deployments.runs import ALIVE, PatientClient, read_all, will_restart
 
 # So many runs are created together at most: the first should not wait long for the last.
 BATCH = 20
@@ -59,7 +59,7 @@ class Submitter:
         self._creator = Creator(server, parent_id)
         self._earlier: dict[str, FlowRun] | None = None
         self._reading = asyncio.Lock()
-        self._completed_earlier: set[UUID] = set()
+        self._used_again: set[UUID] = set()
         self._waiting: list[Request] = []
         self._creating = asyncio.Lock()
         self._closed = False
@@ -74,8 +74,9 @@ class Submitter:
     async def submit(self, call: Call, key: str) -> FlowRun:
         """Return the run of a call: a new one, or that of an earlier attempt.
 
-        An earlier run that completed or is still alive is used. One that failed, crashed or was
-        cancelled is retried where it has children, so that these are used, and else made anew.
+        An earlier run that completed, is still alive or will be restarted is used. One that failed,
+        crashed or was cancelled is retried where it has children, so that these are used, and else
+        made anew.
 
         Raises:
             ChildNotDeployed: The deployment does not exist.
@@ -85,25 +86,36 @@ class Submitter:
         if earlier is None:
             return self._announce(call, await self._create(call, f"{key}:1"), "is created")
         if earlier.state_type == StateType.COMPLETED:
-            self._completed_earlier.add(earlier.id)
+            self._used_again.add(earlier.id)
             how = "has completed before, and is used again"
             return self._announce(call, earlier, how, "used again")
-        if earlier.state_type in ALIVE:
+        if earlier.state_type in ALIVE or await self._server.ask(
+            lambda client: will_restart(client, earlier)
+        ):
+            self._used_again.add(earlier.id)
             return self._announce(call, earlier, "is attached again", "attached again")
+        return await self._run_again(call, earlier)
+
+    async def replace(self, call: Call, run: FlowRun, error: ChildError) -> FlowRun | None:
+        """Return another run of a call, if the one without a result is of an earlier attempt.
+
+        One that crashed now was lost together with its parent. It is the same run, where it has
+        children.
+        """
+        if run.id not in self._used_again:
+            return None
+        self._used_again.discard(run.id)
+        self._logger.warning("%s: it runs again", error)
+        if isinstance(error, ChildCrashed):
+            return await self._run_again(call, run)
+        return await self._create_next(call, run)
+
+    async def _run_again(self, call: Call, earlier: FlowRun) -> FlowRun:
         self._refuse_if_closed()
         if retried := await self._canceller.start(self._retry(call, earlier)):
             how = "is retried, for it has children of its own"
             return self._announce(call, retried, how, "retried")
         return await self._create_next(call, earlier)
-
-    async def replace(
-        self, call: Call, run: FlowRun, error: ChildResultUnavailable
-    ) -> FlowRun | None:
-        """Return a new run of a call, if the one without a result is of an earlier attempt."""
-        if run.id not in self._completed_earlier:
-            return None
-        self._logger.warning("%s: it runs again", error)
-        return await self._create_next(call, run)
 
     def _announce(self, call: Call, run: FlowRun, how: str, used_again: str = "") -> FlowRun:
         self._publish(run, used_again)

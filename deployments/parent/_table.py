@@ -116,8 +116,11 @@ def _line(row: Row) -> str:
         state += f", {row.used_again}"
     if children := row.run.labels.get(LABEL):
         state += f" ({escape(str(children))})"
+    if row.run.run_count > 1 and not row.used_again:
+        state += f", attempt {row.run.run_count}"
     message = ""
-    if row.run.state and row.ended and row.type != StateType.COMPLETED:
+    tells = row.ended or row.state == "AwaitingRetry"
+    if row.run.state and tells and row.type != StateType.COMPLETED:
         message = (row.run.state.message or "").removeprefix(PREFIX)
     if len(message) > MESSAGE_LENGTH:
         message = f"{message[:MESSAGE_LENGTH]} …"

@@ -1,6 +1,7 @@
 """Cancelling single runs of a parent, and what else goes on when its caller is cancelled."""
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 from uuid import UUID
@@ -15,6 +16,8 @@ R = TypeVar("R", bound=FlowRun | None)
 
 # How long the end of a parent waits for what is under way.
 CLOSE_SECONDS = 60.0
+# So soon the end of a durable parent knows that its process was told to end.
+TOLD_SECONDS = 2.0
 
 
 class Canceller:
@@ -23,11 +26,17 @@ class Canceller:
     Args:
         server: The server to ask, one request at a time.
         deadline: When the parent is cancelled by its own `timeout_seconds`, in anyio's time.
+        durable: Whether the parent goes on elsewhere where its process is told to end.
+
+    Attributes:
+        told: That its process was told to end.
     """
 
-    def __init__(self, server: PatientClient, deadline: float) -> None:
+    def __init__(self, server: PatientClient, deadline: float, durable: bool) -> None:
         self._server = server
         self._deadline = deadline
+        self._durable = durable
+        self.told = asyncio.Event()
         self._cancelling = asyncio.Lock()
         self._under_way: set[asyncio.Task[Any]] = set()
 
@@ -59,7 +68,7 @@ class Canceller:
         """
         # When the parent's own time is up, its end knows whether the child is still needed.
         if LEAVE_RUNNING not in run.tags and not self.time_is_up():
-            self._go_on(self._cancel(run.id))
+            self._go_on(self._cancel_later(run.id) if self._durable else self._cancel(run.id))
 
     def time_is_up(self) -> bool:
         """Tell whether the parent is cancelled by its own `timeout_seconds`."""
@@ -80,6 +89,14 @@ class Canceller:
     async def _undo(self, starting: asyncio.Task[FlowRun | None]) -> None:
         if run := await starting:  # where nothing was started, nothing is to undo
             self.abandon(run)
+
+    async def _cancel_later(self, run_id: UUID) -> None:
+        # Where a process is told to end, all is cancelled in it, before the parent's end knows.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TOLD_SECONDS):
+                await self.told.wait()
+                return
+        await self._cancel(run_id)
 
     async def _cancel(self, run_id: UUID) -> None:
         async def one_at_a_time(client: PrefectClient) -> None:

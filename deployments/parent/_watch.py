@@ -18,7 +18,15 @@ from prefect.events.schemas.events import Event
 from prefect.logging.loggers import LoggingAdapter
 
 from deployments.parent._errors import WHICH_LIMIT, ChildError
-from deployments.runs import confirm_cancelled, explain_waiting, read_pages, unreachable
+from deployments.runs import (
+    PAUSES,
+    confirm_cancelled,
+    count_restarts,
+    explain_waiting,
+    is_durable,
+    read_pages,
+    unreachable,
+)
 
 # Those that have ended, or soon will.
 ENDED = FlowRunFilterState.model_validate(
@@ -54,6 +62,8 @@ class Watcher:
         self._finals: dict[UUID, asyncio.Future[State[Any]]] = {}
         # A run can end before its creator knows of it, so some strangers are remembered.
         self._ended: deque[UUID] = deque(maxlen=10_000)
+        # The crashes after which children are restarted, by the ids of the states.
+        self._passing: set[UUID] = set()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
@@ -65,15 +75,19 @@ class Watcher:
             self._finals[run.id] = final
             if self._closed:
                 final.cancel()
-            elif run.state is not None and run.state.is_final():
+            elif run.state and run.state.is_final() and not _may_restart(run):
                 final.set_result(run.state)
-            elif run.id in self._ended:
+            elif run.id in self._ended or _may_restart(run):
                 self._wake.set()
             if not self._tasks and not final.done():
                 explaining = explain_waiting(self._client, self._read_waiting, self._logger.warning)
                 loops = (self._listen(), self._read(), explaining)
                 self._tasks = [asyncio.create_task(loop) for loop in loops]
         return self._finals[run.id]
+
+    def forget(self, run_id: UUID) -> None:
+        """Forget how a run ended that runs again."""
+        self._finals.pop(run_id)
 
     async def close(self) -> None:
         """Stop watching: who still waits is cancelled."""
@@ -148,11 +162,27 @@ class Watcher:
             for run in runs:
                 gone.discard(run.id)
                 if run.state and run.state.is_final() and not self._finals[run.id].done():
+                    if _may_restart(run) and await self._will_restart(run, run.state):
+                        continue
                     self._finals[run.id].set_result(run.state)
             with contextlib.suppress(Exception):  # in the end the server does it
                 await confirm_cancelled(self._client, runs)
         if state is None:
             self._fail(gone, "the child's run was deleted")
+
+    async def _will_restart(self, run: FlowRun, crashed: State[Any]) -> bool:
+        """Tell whether a durable child's crash is not its end; that is told once."""
+        if crashed.id not in self._passing:
+            restarts = await count_restarts(self._client, run.id)
+            if restarts >= len(PAUSES):
+                crashed.message = f"{crashed.message} (attempt {restarts + 1}, the last one)"
+                return False
+            self._passing.add(crashed.id)
+            self._logger.warning(
+                "Child %s crashed, and is restarted (%s of %s times): %s",
+                *(run.name, restarts + 1, len(PAUSES), crashed.message),
+            )
+        return True
 
     async def _read_waiting(self) -> list[FlowRun]:
         pages = read_pages(self._client, self._waiting())
@@ -170,6 +200,10 @@ class Watcher:
 def _is_crashed(final: asyncio.Future[State[Any]]) -> bool:
     known = final.done() and not final.cancelled() and final.exception() is None
     return known and final.result().is_crashed()
+
+
+def _may_restart(run: FlowRun) -> bool:
+    return run.state_type == StateType.CRASHED and is_durable(run)
 
 
 def _final_states() -> EventFilter:

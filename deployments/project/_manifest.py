@@ -96,6 +96,7 @@ class Deployment(BaseModel):
 
     name: ServerName
     entrypoint: str
+    tags: list[str] = []
     work_pool: DeploymentWorkPool
     parameters: dict[str, Any] = {}
     schedules: list[dict[str, Any]] | None = None

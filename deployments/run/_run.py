@@ -29,6 +29,7 @@ from deployments.runs import (
     confirm_cancelled,
     explain_waiting,
     get_eager_client,
+    will_restart,
 )
 from deployments.servers import require_server
 from deployments.values import Unreadable, read_value
@@ -117,7 +118,8 @@ async def _read_until_final(server: PatientClient, tree: Tree) -> None:
     started = time.monotonic()
     while True:
         await server.ask(tree.read)
-        if tree.root.state and tree.root.state.is_final():
+        final = tree.root.state and tree.root.state.is_final()
+        if final and not await server.ask(lambda client: will_restart(client, tree.root)):
             await server.ask(tree.read)  # children that ended with it
             return
         # Nobody else may do so.

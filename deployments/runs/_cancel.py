@@ -16,12 +16,14 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.events.filters import EventFilter
 from prefect.exceptions import ObjectNotFound
 from prefect.logging.loggers import LoggingAdapter
 from prefect.states import Cancelled
 
 from deployments.runs._client import read_all
+from deployments.runs._restart import will_restart
 
 # Tells everybody who could cancel a child of an ended parent not to.
 LEAVE_RUNNING = "leave-running"
@@ -44,15 +46,23 @@ async def cancel_run(client: PrefectClient, flow_run_id: UUID) -> None:
     # Cancelled of it at once where no process exists (BypassCancellingFlowRunsWithNoInfra).
     cancelling = State[Any](type=StateType.CANCELLING, name="Cancelling")
     with contextlib.suppress(ObjectNotFound):  # deleted: nothing is left to cancel
-        await client.set_flow_run_state(flow_run_id, cancelling)
+        answer = await client.set_flow_run_state(flow_run_id, cancelling)
+        if answer.status == SetStateStatus.ABORT and await will_restart(
+            client, await client.read_flow_run(flow_run_id)
+        ):
+            message = "It was cancelled before it was restarted"
+            await client.set_flow_run_state(flow_run_id, Cancelled(message=message))
 
 
 async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRun]:
     """Ask for the end of every child run of a parent run that is not final, and return them.
 
     Those that carry the tag `LEAVE_RUNNING` are left alone. Those that have started are ended
-    by their workers, later.
+    by their workers, later. Where the parent will be restarted, they go on, and there are none.
     """
+    with contextlib.suppress(ObjectNotFound):
+        if await will_restart(client, await client.read_flow_run(parent_id)):
+            return []
     cancelled: dict[UUID, FlowRun] = {}
     # Each pass reads those that are still alive, so that none is missed that is created or
     # retried meanwhile. It ends when the server refuses to cancel the rest.
@@ -117,22 +127,28 @@ async def confirm_cancelled(client: PrefectClient, runs: Iterable[FlowRun]) -> N
     }
     if not since:
         return
-    related = {"id": [f"prefect.flow-run.{run_id}" for run_id in since]}
-    of_these = EventFilter.model_validate({"event": {"name": [EXECUTED]}, "related": related})
-    latest_first = (await client.read_events(of_these, limit=EVENTS)).events
-    ended = {
-        resource.id: event.received
-        for event in reversed(latest_first)
-        for resource in event.related
-    }
+    ended = await read_ends(client, since)
     now = datetime.now(UTC)
     for run_id, asked in since.items():
         # An earlier end is that of an earlier attempt.
-        end = ended.get(f"prefect.flow-run.{run_id}", asked)
+        end = ended.get(run_id, asked)
         if asked < end < now - WORD_TIME or asked < now - START_TIME:
             with contextlib.suppress(ObjectNotFound):
                 message = "It was cancelled before it had started"
                 await client.set_flow_run_state(run_id, Cancelled(message=message))
+
+
+async def read_ends(client: PrefectClient, run_ids: Iterable[UUID]) -> dict[UUID, datetime]:
+    """Return when workers last told that the processes of runs have ended."""
+    ids = {f"prefect.flow-run.{run_id}": run_id for run_id in run_ids}
+    of_these = {"event": {"name": [EXECUTED]}, "related": {"id": [*ids]}}
+    events = await client.read_events(EventFilter.model_validate(of_these), limit=EVENTS)
+    return {
+        ids[resource.id]: event.received
+        for event in reversed(events.events)  # the latest is the first
+        for resource in event.related
+        if resource.id in ids
+    }
 
 
 def name_all(runs: list[FlowRun]) -> str:

@@ -18,6 +18,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType, Worker
 from prefect.logging import get_logger
 
+from deployments.runs._restart import is_durable, will_restart
+
 # When it first says why runs wait, and how rarely it says so later.
 EXPLAIN_SECONDS = 10.0
 EXPLAIN_MAX_SECONDS = 600.0
@@ -66,8 +68,9 @@ async def find_reasons(client: PrefectClient, runs: Iterable[FlowRun]) -> AsyncI
         # A plain subflow is in its parent's process, and waits for nobody else.
         if run.deployment_id and _waited(run) >= WAIT_SECONDS:
             started = run.start_time is not None
-            alike[run.state_type, started, run.work_pool_name, run.work_queue_id].append(run)
-    for (state, started, pool_name, queue_id), waiting in alike.items():
+            place = run.work_pool_name, run.work_queue_id
+            alike[run.state_type, started, is_durable(run), *place].append(run)
+    for (state, started, durable, pool_name, queue_id), waiting in alike.items():
         match state:
             case StateType.SCHEDULED if pool_name and queue_id:
                 reason = await _why_not_taken(client, pool_name, queue_id, waiting)
@@ -82,6 +85,8 @@ async def find_reasons(client: PrefectClient, runs: Iterable[FlowRun]) -> AsyncI
                 reason = "being started by a worker"
             case StateType.PAUSED:
                 reason = "paused or suspended: resume in the UI, or cancel"
+            case StateType.CRASHED if durable and await will_restart(client, waiting[0]):
+                reason = "crashed, and to be restarted by cancel-orphans, which has not run yet"
             case StateType.CANCELLING if not started:
                 reason = "being cancelled; a worker may still start it, in vain"
             case StateType.CANCELLING:
@@ -150,9 +155,12 @@ def _silence(worker: Worker) -> float:
 
 def _waited(run: FlowRun) -> float:
     """Return for how many seconds a run has been waiting where it is now."""
-    if run.state_type == StateType.SCHEDULED and run.start_time is None:
+    if run.state_type == StateType.SCHEDULED:
         # Not since its state: Late and AwaitingConcurrencySlot are told again and again.
-        return run.estimated_start_time_delta.total_seconds()
+        if run.start_time is None:
+            return run.estimated_start_time_delta.total_seconds()
+        if run.next_scheduled_start_time:  # of a restart, or a retry, which may be due later
+            return _since(run.next_scheduled_start_time)
     return _since(run.state.timestamp) if run.state else 0
 
 

@@ -135,6 +135,7 @@ THINGS = [
     "work queue sieve-pool/children",
     "automation sieve: mark silent runs as crashed",
     "automation sieve: mark runs that don't start as crashed",
+    "automation sieve: clean up again",
     "automation sieve: pause",
     "deployment sift/local",
 ]
@@ -176,6 +177,7 @@ async def test_each_changed_field_is_named(project: Project) -> None:
         "changed: work queue sieve-pool/children: concurrency_limit",
         "unchanged: automation sieve: mark silent runs as crashed",
         "unchanged: automation sieve: mark runs that don't start as crashed",
+        "unchanged: automation sieve: clean up again",
         "changed: automation sieve: pause: trigger",
         "changed: deployment sift/local: description, version, tags, parameters, parameter schema, "
         "work queue, job variables, pull steps, concurrency limit, schedules, triggers",

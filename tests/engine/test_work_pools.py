@@ -226,7 +226,8 @@ async def test_nobody_deploys_without_what_notices_lost_runs(
     (run,) = await wait_for(cleaning, "cancel-orphans is started")
     assert run.parameters == {"parent": f"prefect.flow-run.{parent.id}"}
     assert run.work_queue_name == "cancel-orphans"
-    for name in ("mark silent runs as crashed", "mark runs that don't start as crashed"):
+    marks = ("mark silent runs as crashed", "mark runs that don't start as crashed")
+    for name in (*marks, "clean up again"):
         (automation,) = await client.read_automations_by_name(f"{PROJECT}: {name}")
         assert automation.enabled
         assert f"'prefect.resource.name': ['{PROJECT}']" in str(automation.trigger.model_dump())

@@ -122,6 +122,36 @@ async def in_states(client: PrefectClient, parent: FlowRun, *expected: str) -> l
     )
 
 
+async def restarts(client: PrefectClient, run: FlowRun) -> list[str]:
+    """Return what the restarts of a run say."""
+    states = await client.read_flow_run_states(run.id)
+    messages = {state.message or "" for state in states if state.name == "AwaitingRetry"}
+    return sorted(message for message in messages if message.startswith("Restart "))
+
+
+def print_result(run: FlowRun) -> str:
+    """Return the code that prints a run's result, for where that is stored."""
+    read = f"get_client(sync_client=True).read_flow_run({str(run.id)!r}).state.result()"
+    return f"from prefect import get_client; print({read})"
+
+
+async def is_in(
+    client: PrefectClient, run: FlowRun, *states: str, seconds: float = SECONDS
+) -> FlowRun:
+    """Wait until a run's state is one of these."""
+
+    async def as_expected() -> FlowRun | None:
+        found = await client.read_flow_run(run.id)
+        return found if found.state_name in states else None
+
+    return await wait_for(
+        as_expected,
+        f"{run.name} is {' or '.join(states)}",
+        seconds,
+        instead=lambda: describe(client, run),
+    )
+
+
 async def describe(client: PrefectClient, parent: FlowRun) -> str:
     """Say in which states a parent and its children are, and why, and since when."""
     runs = [await client.read_flow_run(parent.id), *await children_of(client, parent)]

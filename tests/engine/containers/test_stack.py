@@ -20,10 +20,21 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 from prefect.states import Cancelling
 
+from deployments.runs import DURABLE
 from deployments.servers._log import find_errors
 from tests.engine.containers.conftest import SECRET, Stack, no_container_is_left
 from tests.engine.containers.engine import docker, succeeds
-from tests.engine.waiting import children_of, ended, in_states, outcome, read_graph, wait_for
+from tests.engine.waiting import (
+    children_of,
+    ended,
+    in_states,
+    is_in,
+    outcome,
+    print_result,
+    read_graph,
+    restarts,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
 
@@ -37,15 +48,23 @@ async def kill(_: PrefectClient, run: FlowRun) -> None:
     docker("kill", container_of(run))
 
 
+async def stop(_: PrefectClient, run: FlowRun) -> None:
+    """As an eviction does: the run is told to end."""
+    await asyncio.to_thread(docker, "stop", container_of(run))
+
+
 def container_of(run: FlowRun) -> str:
     assert run.infrastructure_pid is not None
     return run.infrastructure_pid.rpartition(":")[2]
 
 
-async def start(steps: list[dict[str, Any]], **parameters: Any) -> FlowRun:
-    return await arun_deployment(
-        "family/docker", parameters={"steps": steps, **parameters}, timeout=0
-    )
+async def start(steps: list[dict[str, Any]], *tags: str) -> FlowRun:
+    return await arun_deployment("family/docker", parameters={"steps": steps}, tags=tags, timeout=0)
+
+
+def result_of(stack: Stack, run: FlowRun) -> str:
+    """Return a run's result, which is in a volume that the worker has, too."""
+    return docker("exec", stack.container("worker"), "python", "-c", print_result(run))
 
 
 def release(stack: Stack, name: str) -> None:
@@ -174,6 +193,48 @@ async def test_a_killed_parent_leaves_no_container(stack: Stack, client: Prefect
     assert parent.state_name == "Crashed"
     assert {state for _, state in await outcome(client, parent)} == {"Cancelled"}
     await wait_for(no_container_is_left, "its containers are removed")
+
+
+@pytest.mark.parametrize("harm", [kill, stop])
+async def test_a_durable_parent_goes_on_in_another_container(
+    stack: Stack, client: PrefectClient, harm: Callable[[PrefectClient, FlowRun], Awaitable[None]]
+) -> None:
+    file = f"durable-{harm.__name__}"
+    steps = [{"name": "a"}, {"name": "bb", "do": "hold", "unless": f"/results/{file}"}]
+    parent = await start(steps, DURABLE)
+    before = await in_states(client, parent, "Completed", "Running")
+    await harm(client, await client.read_flow_run(parent.id))
+    await is_in(client, parent, "Crashed")
+    await is_in(client, parent, "Running")
+    release(stack, file)
+    parent = await ended(client, parent)
+    assert result_of(stack, parent) == "[1, 2]"
+    assert parent.run_count == 2
+    (told,) = await restarts(client, parent)
+    assert told.startswith("Restart 1 of 3: ")
+    after = await children_of(client, parent)
+    assert {container_of(run) for run in after} == {container_of(run) for run in before}
+    assert [run.run_count for run in after] == [1, 1]
+    await wait_for(no_container_is_left, "its containers are removed")
+
+
+async def test_a_durable_run_waits_for_its_image(stack: Stack, client: PrefectClient) -> None:
+    image = "nowhere.invalid/late:1"
+    run = await arun_deployment(
+        "step/docker",
+        parameters={"name": "a"},
+        job_variables={"image": image},
+        tags=[DURABLE],
+        timeout=0,
+    )
+    assert (await is_in(client, run, "Crashed")).run_count == 0
+    docker("tag", stack.image(), image)
+    try:
+        run = await is_in(client, run, "Completed")
+    finally:
+        docker("image", "rm", image)
+    assert result_of(stack, run) == "1"
+    assert (await restarts(client, run))[0].startswith("Restart 1 of 3: ")
 
 
 @pytest.mark.parametrize("service", ["server", "services"])

@@ -27,12 +27,16 @@ def faults(prefect_server: TemporaryServer, worker: None) -> None:
     asyncio.run(deploy_faults(prefect_server))
 
 
-async def deploy_faults(server: TemporaryServer, *, silent: int = 3600, pending: int = 600) -> None:
-    """Deploy the flows that go wrong.
+async def deploy_faults(
+    server: TemporaryServer, *names: str, silent: int = 3600, pending: int = 600
+) -> None:
+    """Deploy the flows that go wrong, by default all of them, else deployments of these names.
 
     Tests that let a run be Running without a process want it so for a while.
     """
     manifest = Manifest.load(FAULTS)
+    if names:
+        manifest = manifest.named(*names)
     after = manifest.definitions.crashed_after
     after.silent, after.pending = silent, pending  # also fewer than people may declare
     await deploy_manifest(manifest, server.env)

@@ -240,10 +240,16 @@ async def test_a_worker_is_killed_while_it_starts_children(
                 await in_process(code)
 
 
+COLD = {"command": ".venv/bin/python -m prefect.engine"}
+
+
 async def test_a_running_child_is_cancelled_whose_worker_is_gone(
     tmp_path: Path, in_process: InProcess
 ) -> None:
-    """Its process may live: nobody but Prefect's server may call it Cancelled, after a while."""
+    """Its process may live: nobody but Prefect's server may call it Cancelled, after a while.
+
+    It started cold: a warm one has a last word.
+    """
     own = {"PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "10"}
     with (
         temporary_server(tmp_path, own=own) as server,
@@ -253,7 +259,7 @@ async def test_a_running_child_is_cancelled_whose_worker_is_gone(
 
         async def code() -> None:
             with temporary_worker(server, "engine-tests-local") as worker:
-                run = await child(step).submit("lost", "hold")
+                run = await child(step, job_variables=COLD).submit("lost", "hold")
                 async with get_client() as client:
                     await reach(client, run.id, "RUNNING")
                 os.killpg(worker.pid, signal.SIGKILL)

