@@ -138,6 +138,12 @@ async def test_runs_are_forks_of_one_process(client: PrefectClient) -> None:
     assert one["pid"] != one["known as"]
 
 
+async def test_clients_of_a_run_read_certificates_once(client: PrefectClient) -> None:
+    cold, warm = [(await process(way))["reads of certificates"] for way in WAYS]
+    assert cold == 2, "Prefect's clients share them: share_certificates can go"
+    assert warm == 0, "share_certificates is in vain"
+
+
 async def test_what_is_changed_is_seen_by_the_next_run(
     client: PrefectClient, prefect_server: TemporaryServer, tmp_path: Path
 ) -> None:
