@@ -56,8 +56,9 @@ async def cancel_orphans(parent: str) -> list[str]:
 
 async def _cancel_orphans(client: PrefectClient, parent_id: UUID) -> set[str]:
     with contextlib.suppress(ObjectNotFound):  # deleted: nobody knows which were its children
-        if (await client.read_flow_run(parent_id)).state_type in ALIVE:
-            return set()  # it was retried meanwhile: it goes on with its children
+        parent = await client.read_flow_run(parent_id)
+        if parent.state_type in ALIVE or await will_restart(client, parent):
+            return set()  # it goes on with its children
     runs = await cancel_children(client, parent_id)
     names = {run.name for run in runs}
     # A child may itself be a parent whose worker is gone, too.

@@ -31,6 +31,7 @@ class ChildCall:
         in_parent: Whether a parent flow runs when it is made.
         target: The child: a flow, or its full name; None where only a run can tell.
         name: The full name of the child's deployment; None where only a run can tell.
+        queue: The work queue that the call names; None where it names none, or only a run can tell.
         arguments: The call of the child with its parameters, or None where it is made elsewhere.
         dropped: Whether what is to be awaited is a statement of its own, so that nobody does.
     """
@@ -39,6 +40,7 @@ class ChildCall:
     in_parent: bool
     target: Flow[..., Any] | str | None
     name: str | None
+    queue: str | None
     arguments: ast.Call | None
     dropped: bool
 
@@ -81,10 +83,13 @@ def _find(
         value = _value(call.func, names)
         if value is child:
             place = f"{os.path.relpath(function.__code__.co_filename, ROOT)}:{call.lineno}"
-            target, name = _read_target(call, names, deployment_name)
+            options = {keyword.arg: keyword.value for keyword in call.keywords}
+            target, name = _read_target(call, options, names, deployment_name)
+            queue = _value(options.get("work_queue_name"), names)
             made = arguments.get(id(call))
             alone = id(made or call) in dropped
-            yield ChildCall(place, in_parent, target, name, made, alone)
+            named = queue if isinstance(queue, str) else None
+            yield ChildCall(place, in_parent, target, name, named, made, alone)
         elif isinstance(value, Flow | Task | FunctionType):
             yield from _find(value, deployment_name, in_parent=in_parent, seen=seen)
 
@@ -97,10 +102,12 @@ def _callee(call: ast.Call) -> ast.expr:
 
 
 def _read_target(
-    call: ast.Call, names: dict[str, Any], deployment_name: str
+    call: ast.Call,
+    options: dict[str | None, ast.expr],
+    names: dict[str, Any],
+    deployment_name: str,
 ) -> tuple[Flow[..., Any] | str | None, str | None]:
     """Return the target of a call of `child`, and the full name of its deployment."""
-    options = {keyword.arg: keyword.value for keyword in call.keywords}
     given = call.args[0] if call.args else options.get("target")
     target = _value(given, names)
     if isinstance(target, str):

@@ -220,9 +220,15 @@ def _check_call(
     for problem in check_results_of_child(manifest, caller, child):
         yield f"{name}: {problem}"
     ours, theirs = caller.work_pool, child.work_pool
-    pool = manifest.definitions.work_pools.get(ours.name)
-    queue = pool.queues.get(ours.work_queue_name) if pool else None
-    shared = (ours.name, ours.work_queue_name) == (theirs.name, theirs.work_queue_name)
+    queue_name = call.queue or theirs.work_queue_name
+    pool = manifest.definitions.work_pools.get(theirs.name)
+    if call.queue and pool and call.queue not in pool.queues:  # Prefect would make it
+        yield (
+            f"{name}: the work queue {call.queue} is not in "
+            f"definitions.work_pools.{theirs.name}.queues: add it there"
+        )
+    queue = pool.queues.get(queue_name) if pool else None
+    shared = (ours.name, ours.work_queue_name) == (theirs.name, queue_name)
     if shared and queue and queue.concurrency_limit is not None:
         yield (
             f"{name} is in the limited queue {ours.name}/{ours.work_queue_name} together with "

@@ -113,7 +113,12 @@ async def end_lost_runs(client: PrefectClient) -> str | None:
     )
     parent_ids = {task.flow_run_id for task in await read_everything(read_tasks)}
     parents = await _read(client, id={"any_": [*parent_ids]}, state=_of_types(TERMINAL_STATES))
-    children = [child for run in parents for child in await cancel_children(client, run.id)]
+    children = [
+        child
+        for run in parents
+        if not await will_restart(client, run)
+        for child in await cancel_children(client, run.id)
+    ]
     if not (lost or children):
         return None
     return (

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect.client.schemas.objects import FlowRun
@@ -21,9 +22,11 @@ class Call:
         name: The run's name.
         tags: The run's tags, besides the deployment's.
         job_variables: The run's job variables, over the deployment's, as JSON data.
+        work_queue_name: The work queue of the run, where it is not the deployment's.
+        scheduled_time: When the run is to start, where that is not at once.
         image: The parent's own image, where the call leaves the deployment to the parent.
         key: The identity of the call, where its parameters and job variables are not.
-        timeout: Seconds from the call after which it is given up.
+        timeout: Seconds after which the call is given up, once its run is due.
         made_at: When the call was made, by the clock of event loops.
     """
 
@@ -34,6 +37,8 @@ class Call:
     name: str | None = None
     tags: tuple[str, ...] = ()
     job_variables: dict[str, Any] | None = None
+    work_queue_name: str | None = None
+    scheduled_time: datetime | None = None
     image: str | None = None
     key: str | None = None
     timeout: float | None = None
@@ -47,7 +52,13 @@ class Call:
     @property
     def deadline(self) -> float | None:
         """When the call is given up."""
-        return None if self.timeout is None else self.made_at + self.timeout
+        if self.timeout is None:
+            return None
+        due = self.made_at
+        if self.scheduled_time is not None:
+            later = (self.scheduled_time - datetime.now(UTC)).total_seconds()
+            due = max(time.monotonic() + later, due)
+        return due + self.timeout
 
     def digest(self) -> str:
         """Return a short hash of what makes this call the same call in a retried parent."""

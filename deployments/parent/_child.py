@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from prefect.flows import Flow
@@ -54,6 +55,8 @@ class Options(TypedDict, total=False):
     name: str | None
     tags: Iterable[str]
     job_variables: dict[str, Any] | None
+    work_queue_name: str | None
+    scheduled_time: datetime | None
     timeout: float | None
     key: str | None
     leave_running: bool
@@ -82,6 +85,8 @@ def child(
     name: str | None = None,
     tags: Iterable[str] = (),
     job_variables: dict[str, Any] | None = None,
+    work_queue_name: str | None = None,
+    scheduled_time: datetime | None = None,
     timeout: float | None = None,
     key: str | None = None,
     leave_running: bool = False,
@@ -97,19 +102,24 @@ def child(
             prefers when the run starts.
         tags: The run's tags, besides the deployment's.
         job_variables: The run's job variables, over the deployment's.
-        timeout: Seconds from the call after which the result is not waited for any more:
-            `ChildTimedOut` is raised, and the run cancelled.
+        work_queue_name: The work queue of the run, in the deployment's work pool. By default the
+            deployment's.
+        scheduled_time: When the run is to start, with a time zone. By default at once.
+        timeout: Seconds from the call, or from a later `scheduled_time`, after which the result
+            is not waited for any more: `ChildTimedOut` is raised, and the run cancelled.
         key: The identity of the call when its parent is retried, where the child's
             parameters and job variables are not. Each call of a deployment has its own.
         leave_running: Never cancel the run, neither when the caller is cancelled nor when the
             parent ends; it gets the tag `leave-running`. For `.submit()` and forget. Where the
-            parent is *cancelled*, Prefect's server still does (`monitor_subflow_runs`).
+            parent is *cancelled*, Prefect's server still does, within the hour that prefect.toml
+            says (`monitor_subflow_runs`).
 
     Raises:
         TypeError: The target is neither a flow nor a name; `returns` with a flow, or `deployment`
             with a name; or an option is of another type.
-        ValueError: The name is not `flow-name/deployment-name`, the timeout not positive, or an
-            option can't be passed as JSON: half of a surrogate pair, for one.
+        ValueError: The name is not `flow-name/deployment-name`, the timeout not positive, the
+            scheduled time without a time zone, or an option can't be passed as JSON: half of a
+            surrogate pair, for one.
     """
     if not isinstance(target, Flow | str):
         raise TypeError(_no_flow(target))
@@ -120,11 +130,20 @@ def child(
         raise TypeError(f"{where}: tags must be several, not a text: [{tags!r}]")
     if not isinstance(job_variables, dict | None):
         raise TypeError(f"{where}: job_variables must be a dict, not {job_variables!r}")
+    if not isinstance(scheduled_time, datetime | None):
+        raise TypeError(f"{where}: scheduled_time must be a datetime, not {scheduled_time!r}")
+    if scheduled_time is not None and scheduled_time.tzinfo is None:
+        raise ValueError(
+            f"{where}: scheduled_time has no time zone: datetime.now(UTC) + timedelta(hours=1)"
+        )
     if leave_running:
         tags = [*tags, LEAVE_RUNNING]
     options: dict[str, Any] = {
         "tags": tuple(to_json_option(f"{where}: tags", [*tags])),
         "job_variables": job_variables and to_json_option(f"{where}: job_variables", job_variables),
+        "work_queue_name": work_queue_name
+        and to_json_option(f"{where}: work_queue_name", work_queue_name),
+        "scheduled_time": scheduled_time,
         "timeout": timeout,
         "key": key,
     }

@@ -21,6 +21,8 @@ from deployments.values import Returns, Unreadable, read_exception, read_value
 
 R = TypeVar("R")
 
+# What is kept of a run that is waited for: thousands of whole runs would take much memory.
+KEPT = {"id", "name", "flow_id", "tags", "idempotency_key", "job_variables"}
 AGREE = "Make the deployed code and this parent's agree"
 # What happened, and where to look or what to do.
 ENDINGS: dict[StateType, tuple[type[ChildError], str, str]] = {
@@ -49,7 +51,7 @@ class ChildRun(Generic[R]):
         self._follow(flow_run)
 
     def _follow(self, flow_run: FlowRun) -> None:
-        self._flow_run = flow_run
+        self._flow_run = FlowRun.model_validate(flow_run.model_dump(include=KEPT))
         self._info = RunInfo.of(flow_run, self._call.deployment)
         self.id, self.name, self.url = self._info.id, self._info.name, self._info.url
         self.deployment = self._info.deployment
@@ -95,10 +97,10 @@ class ChildRun(Generic[R]):
             raise error(
                 f"{self} {verb}: {state.message or 'no reason given'} ({hint} {self.url})",
                 run=self._info,
-            ) from await read_exception(state, self._returns)
+            ) from await read_exception(state, self._returns, self._parent.storages)
         cause: BaseException | None
         try:
-            result = await read_value(state, self._returns)
+            result = await read_value(state, self._returns, self._parent.storages)
         except ValidationError as invalid:
             reason, cause = f"is not what it should be: {invalid}. {AGREE}", invalid
         except Unreadable as unreadable:

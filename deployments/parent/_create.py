@@ -17,7 +17,7 @@ from prefect.states import Failed, Pending, Scheduled, to_state_create
 
 from deployments.parent._call import Call
 from deployments.parent._errors import ChildError, ChildNotDeployed
-from deployments.parent._lineage import find_inputs
+from deployments.parent._lineage import find_caller, find_inputs, find_trace
 from deployments.runs import PatientClient
 
 # Seconds until the next try, where nothing came of one.
@@ -52,7 +52,10 @@ class Request:
             tags=[*call.tags],
             idempotency_key=key,
             job_variables=call.job_variables,
+            work_queue_name=call.work_queue_name,
+            labels=find_trace(),
         ).model_dump(mode="json", exclude_unset=True)
+        inputs["__parents__"] = find_caller()  # as `arun_deployment` does
         return cls(call, key, fields, inputs, asyncio.get_running_loop().create_future())
 
 
@@ -154,8 +157,11 @@ class Creator:
         self, deployment_id: UUID, requests: list[Request]
     ) -> dict[str | None, FlowRun]:
         """Create runs with one request, and return those that exist then, by their keys."""
-        state = to_state_create(Scheduled()).model_dump(mode="json", exclude_unset=True)
-        body = [request.fields | {"state": state} for request in requests]
+        body = []
+        for request in requests:
+            state = to_state_create(_scheduled(request.call))
+            dumped = state.model_dump(mode="json", exclude_unset=True)
+            body.append(request.fields | {"state": dumped})
         # The answer is not asked. It may call runs created that the transaction then lost; and
         # where the database was locked, it says 200, and nothing exists.
         keys = [request.key for request in requests]
@@ -187,7 +193,7 @@ class Creator:
             deployment = await self._find(name)
             return await self._server.ask(
                 lambda client: client.create_flow_run_from_deployment(
-                    deployment.id, state=Scheduled(), **request.fields
+                    deployment.id, state=_scheduled(request.call), **request.fields
                 )
             )
         except PrefectHTTPStatusError as error:
@@ -204,6 +210,10 @@ class Creator:
             )
         )
         raise refusal
+
+
+def _scheduled(call: Call) -> State[Any]:
+    return Scheduled(scheduled_time=call.scheduled_time)
 
 
 def _name(image: str) -> str:

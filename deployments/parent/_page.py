@@ -54,7 +54,7 @@ class Page:
 
     def add(self, run: FlowRun, used_again: str) -> None:
         """Add a child, and how it is used again where an earlier attempt made it."""
-        self._rows[run.id] = Row(run, used_again)
+        self._rows[run.id] = Row.of(run, used_again)
         if self._task is None:
             self._task = asyncio.create_task(self._keep_up())
 
@@ -95,7 +95,7 @@ class Page:
         async for runs in read_pages(client, open_ended):
             self._requests += 1
             for run in runs:
-                self._rows[run.id] = Row(run, self._rows[run.id].used_again)
+                self._rows[run.id] = Row.of(run, self._rows[run.id].used_again)
         if self._unsure:
             self._requests += 1
             self._artifacts = await self._find_artifacts(client)

@@ -18,7 +18,7 @@ from prefect.logging.loggers import flow_run_logger
 
 from deployments.parent._loop import Loop
 from deployments.parent._parent_run import ParentRun, current_parent
-from deployments.runs import cancel_children, name_all, wait_until_cancelled
+from deployments.runs import cancel_children, name_all, wait_until_cancelled, will_restart
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -84,6 +84,8 @@ async def cancel_children_hook(flow: Flow[..., Any], flow_run: FlowRun, state: S
     """
     logger = flow_run_logger(flow_run, flow)
     async with get_client() as client:
+        if await will_restart(client, flow_run.model_copy(update={"state": state})):
+            return  # it goes on with its children
         runs = await cancel_children(client, flow_run.id)
         if runs:
             logger.warning("This parent is %s: cancelled %s", state.name, name_all(runs))

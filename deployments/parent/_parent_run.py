@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from contextvars import ContextVar
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import anyio
 from prefect.client.orchestration import PrefectClient, get_client
@@ -36,6 +37,8 @@ from deployments.runs import (
 
 # A parent that is run by hand calls the deployments of this name.
 BY_HAND = "local"
+# So many calls of an event loop are about to have a run: those behind them take up less memory.
+STARTING = 100
 # In a container, the variable that has the name of its image (docker/Dockerfile).
 IMAGE = "DEPLOYMENTS_IMAGE"
 
@@ -76,7 +79,10 @@ class ParentRun:
         # A key is made of the parent's run, what is called, and which of several identical calls
         # it is. With the number of the run, how often the call ran, it is the idempotency key.
         self._calls: Counter[str] = Counter()
+        # By the loop that calls: a semaphore serves only one.
+        self._starting = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]()
         self._deployment_name: str | None = None
+        self.storages: dict[Any, Any] = {}
         self._looking: asyncio.Task[None] | None = None
         self._reading = asyncio.Lock()
 
@@ -114,7 +120,9 @@ class ParentRun:
             ChildNotDeployed: The deployment does not exist.
             ChildError: The server refused the run.
         """
-        return await self.loop.run(self._start(call), self._abandon)
+        caller = asyncio.get_running_loop()
+        async with self._starting.setdefault(caller, asyncio.Semaphore(STARTING)):
+            return await self.loop.run(self._start(call), self._abandon)
 
     async def _start(self, call: Call) -> FlowRun:
         if call.deployment_name is None:

@@ -140,7 +140,9 @@ class Submitter:
         """Retry a run that has children of its own, as *Retry* in the UI does."""
         variables = run.job_variables or {}
         pinned = variables | await self._creator.pin(call)
-        state: State[Any] = AwaitingRetry(message="Its parent was retried")
+        state: State[Any] = AwaitingRetry(
+            scheduled_time=call.scheduled_time, message="Its parent was retried"
+        )
         later: State[Any] = AwaitingRetry(scheduled_time=datetime.now(UTC) + UNTIL_IMAGE)
 
         async def retry_once(client: PrefectClient) -> FlowRun | None:

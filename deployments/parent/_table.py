@@ -4,9 +4,10 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Self
 
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.utilities.urls import url_for
 
 # The label of a nested parent's run that tells the one above how its children are.
@@ -36,33 +37,37 @@ ORDER = [
 SYNTAX = re.compile(r"[\\`*_\[\]|~<&]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One child of a parent.
+    """One child of a parent, as its page tells it: thousands of whole runs would take much memory.
 
     Attributes:
-        run: The child's run.
+        type: The type of the run's state.
+        state: The name of the run's state.
+        ended: Whether the run has ended.
         used_again: How a run of an earlier attempt of the parent is used again.
+        order: Where it stands among the others.
+        line: Its line of the table.
     """
 
-    run: FlowRun
-    used_again: str = ""
+    type: StateType
+    state: str
+    ended: bool
+    used_again: str
+    order: tuple[int, float, float, str]
+    line: str
 
-    @property
-    def type(self) -> StateType:
-        """The type of the run's state."""
-        return self.run.state.type if self.run.state else StateType.SCHEDULED
-
-    @property
-    def state(self) -> str:
-        """The name of the run's state."""
-        return (self.run.state and self.run.state.name) or "Scheduled"
-
-    @property
-    def ended(self) -> datetime | None:
-        """When the run ended."""
-        state = self.run.state
-        return state.timestamp if state and state.is_final() else None
+    @classmethod
+    def of(cls, run: FlowRun, used_again: str = "") -> Self:
+        """Return the row of a run."""
+        type_ = run.state.type if run.state else StateType.SCHEDULED
+        state = (run.state and run.state.name) or "Scheduled"
+        ended = type_ in TERMINAL_STATES
+        place = 0 if type_ in FAILURES else ORDER.index(type_)
+        since = run.start_time or run.expected_start_time
+        ran = -run.total_run_time.total_seconds() if ended else 0
+        order = (place, ran, since.timestamp() if since and not ended else 0, run.name)
+        return cls(type_, state, ended, used_again, order, _line(run, state, ended, used_again))
 
 
 def percentage(rows: Collection[Row]) -> float:
@@ -85,15 +90,15 @@ def tabulate(rows: Collection[Row]) -> str:
         counted = ", ".join(f"{number} {how}" for how, number in used_again.items())
         lines += [f"Of an earlier attempt: {counted}.", ""]
     lines += ["| child | state | waited | ran | message |", "|---|---|---:|---:|---|"]
-    ordered = sorted(rows, key=_order)
-    lines += [_line(row) for row in ordered[:SHOWN]]
+    ordered = sorted(rows, key=lambda row: row.order)
+    lines += [row.line for row in ordered[:SHOWN]]
     if left := ordered[SHOWN:]:
         lines += ["", f"And {len(left)} more: {escape(_count(left))}."]
     return "\n".join(lines)
 
 
 def _count_ended(rows: Iterable[Row]) -> int:
-    return sum(row.ended is not None for row in rows)
+    return sum(row.ended for row in rows)
 
 
 def _count(rows: Iterable[Row]) -> str:
@@ -101,45 +106,40 @@ def _count(rows: Iterable[Row]) -> str:
     return ", ".join(f"{number} {state}" for (_, state), number in sorted(states.items()))
 
 
-def _order(row: Row) -> tuple[int, float, float, str]:
-    place = 0 if row.type in FAILURES else ORDER.index(row.type)
-    if row.ended:
-        return place, -row.run.total_run_time.total_seconds(), 0, row.run.name
-    since = row.run.start_time or row.run.expected_start_time
-    return place, 0, since.timestamp() if since else 0, row.run.name
-
-
-def _line(row: Row) -> str:
-    name, url = escape(row.run.name), url_for(row.run)
-    state = escape(row.state)
-    if row.used_again:
-        state += f", {row.used_again}"
-    if children := row.run.labels.get(LABEL):
-        state += f" ({escape(str(children))})"
-    if row.run.run_count > 1 and not row.used_again:
-        state += f", attempt {row.run.run_count}"
+def _line(run: FlowRun, state: str, ended: bool, used_again: str) -> str:
+    name, url = escape(run.name), url_for(run)
+    told = escape(state)
+    if used_again:
+        told += f", {used_again}"
+    if children := run.labels.get(LABEL):
+        told += f" ({escape(str(children))})"
+    if run.run_count > 1 and not used_again:
+        told += f", attempt {run.run_count}"
     message = ""
-    tells = row.ended or row.state == "AwaitingRetry"
-    if row.run.state and tells and row.type != StateType.COMPLETED:
-        message = (row.run.state.message or "").removeprefix(PREFIX)
+    tells = ended or state == "AwaitingRetry"
+    if run.state and tells and not run.state.is_completed():
+        message = (run.state.message or "").removeprefix(PREFIX)
     if len(message) > MESSAGE_LENGTH:
         message = f"{message[:MESSAGE_LENGTH]} …"
-    cells = [f"[{name}]({url})" if url else name, state, *_times(row), escape(message)]
+    cells = [f"[{name}]({url})" if url else name, told, *_times(run, ended), escape(message)]
     return f"| {' | '.join(cells)} |"
 
 
-def _times(row: Row) -> tuple[str, str]:
+def _times(run: FlowRun, ended: bool) -> tuple[str, str]:
     """Return how long a child waited to start, and how long it ran."""
-    run = row.run
-    expected, start = run.expected_start_time, run.start_time or row.ended
+    expected: datetime | None = run.expected_start_time
+    start: datetime | None = run.start_time
+    if run.state and ended:
+        start = start or run.state.timestamp
     waited = ran = ""
     if expected and not start:
-        waited = _since(expected)
+        due = expected > datetime.now(UTC)  # it is to start later, and waits for nobody
+        waited = f"due {_write_moment(expected)}" if due else _since(expected)
     elif expected and start and start >= expected:  # or it was retried
         waited = _write(start - expected)
-    if row.ended:
+    if ended:
         ran = _write(run.total_run_time)
-    elif run.start_time and row.type != StateType.SCHEDULED:
+    elif run.start_time and run.state_type != StateType.SCHEDULED:
         ran = _since(run.start_time)
     return waited, ran
 
@@ -155,7 +155,11 @@ def _write(duration: timedelta) -> str:
 
 
 def _since(moment: datetime) -> str:
-    return f"since {moment:%m-%d %H:%M}"
+    return f"since {_write_moment(moment)}"
+
+
+def _write_moment(moment: datetime) -> str:
+    return f"{moment:%m-%d %H:%M}"
 
 
 def escape(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 from uuid import UUID
@@ -10,7 +11,7 @@ import anyio
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 
-from deployments.runs import LEAVE_RUNNING, PatientClient, cancel_run
+from deployments.runs import LEAVE_RUNNING, TOGETHER, PatientClient, cancel_runs
 
 R = TypeVar("R", bound=FlowRun | None)
 
@@ -37,6 +38,7 @@ class Canceller:
         self._deadline = deadline
         self._durable = durable
         self.told = asyncio.Event()
+        self._asked: dict[UUID, None] = {}
         self._cancelling = asyncio.Lock()
         self._under_way: set[asyncio.Task[Any]] = set()
 
@@ -99,8 +101,13 @@ class Canceller:
         await self._cancel(run_id)
 
     async def _cancel(self, run_id: UUID) -> None:
-        async def one_at_a_time(client: PrefectClient) -> None:
+        async def all_that_are_asked_for(client: PrefectClient) -> None:
             async with self._cancelling:  # for the reason that `Submitter` tells
-                await cancel_run(client, run_id)
+                while run_id in self._asked:
+                    some = [*itertools.islice(self._asked, TOGETHER)]
+                    await cancel_runs(client, some)
+                    for each in some:
+                        del self._asked[each]
 
-        await self._server.ask(one_at_a_time)
+        self._asked[run_id] = None
+        await self._server.ask(all_that_are_asked_for)

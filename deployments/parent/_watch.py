@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -21,9 +22,10 @@ from deployments.parent._errors import WHICH_LIMIT, ChildError
 from deployments.runs import (
     PAUSES,
     confirm_cancelled,
+    count_existing,
     count_restarts,
     explain_waiting,
-    is_durable,
+    may_restart,
     read_pages,
     unreachable,
 )
@@ -36,10 +38,11 @@ ENDED = FlowRunFilterState.model_validate(
 WENT_ON = (StateType.COMPLETED.value, StateType.FAILED.value)
 # A missed event costs this much delay, and idle waiting costs one request in this time.
 READ_SECONDS = 5.0
-# So often it is a read of all that wait, whatever their state: one that is missing was deleted.
+# So often those that wait are counted, too: one that is missing was deleted.
 READS = 4
-# The events of a burst share one request.
+# The events of a burst share one request; and so do those that come while children keep ending.
 BURST_SECONDS = 0.05
+SHARED_SECONDS = 0.15
 
 
 class Watcher:
@@ -75,9 +78,9 @@ class Watcher:
             self._finals[run.id] = final
             if self._closed:
                 final.cancel()
-            elif run.state and run.state.is_final() and not _may_restart(run):
+            elif run.state and run.state.is_final() and not may_restart(run):
                 final.set_result(run.state)
-            elif run.id in self._ended or _may_restart(run):
+            elif run.id in self._ended or may_restart(run):
                 self._wake.set()
             if not self._tasks and not final.done():
                 explaining = explain_waiting(self._client, self._read_waiting, self._logger.warning)
@@ -124,6 +127,7 @@ class Watcher:
 
     async def _read(self) -> None:
         answered = time.monotonic()
+        read_at = -math.inf
         read_all_at = answered + READ_SECONDS
         reads = itertools.count(1)
         while True:
@@ -131,20 +135,24 @@ class Watcher:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(read_all_at - time.monotonic()):
                     await self._wake.wait()
-                    await asyncio.sleep(BURST_SECONDS)
+                    soonest = read_at + SHARED_SECONDS
+                    await asyncio.sleep(max(BURST_SECONDS, soonest - time.monotonic()))
             self._wake.clear()
             run_ids = self._waiting()
-            state: FlowRunFilterState | None = ENDED
+            count = False
             if time.monotonic() < read_all_at:
                 ended = set(self._ended)
                 run_ids = [run_id for run_id in run_ids if run_id in ended]
             else:
                 read_all_at = time.monotonic() + READ_SECONDS
-                state = ENDED if next(reads) % READS else None
+                count = next(reads) % READS == 0
+            read_at = time.monotonic()
             patience = self._give_up_after - (time.monotonic() - answered)
             try:
                 async with asyncio.timeout(max(patience, 1)):  # the client retries by itself
-                    await self._read_ended(run_ids, state)
+                    await self._read_ended(run_ids)
+                    if count:
+                        await self._find_deleted()
             except Exception as error:  # noqa: BLE001 - the server may come back
                 silence = time.monotonic() - answered
                 self._logger.warning(
@@ -155,20 +163,22 @@ class Watcher:
             else:
                 answered = time.monotonic()
 
-    async def _read_ended(self, run_ids: list[UUID], state: FlowRunFilterState | None) -> None:
-        gone = set(run_ids)
+    async def _read_ended(self, run_ids: list[UUID]) -> None:
         # One request for many that wait.
-        async for runs in read_pages(self._client, run_ids, state):
+        async for runs in read_pages(self._client, run_ids, ENDED):
             for run in runs:
-                gone.discard(run.id)
                 if run.state and run.state.is_final() and not self._finals[run.id].done():
-                    if _may_restart(run) and await self._will_restart(run, run.state):
+                    if may_restart(run) and await self._will_restart(run, run.state):
                         continue
                     self._finals[run.id].set_result(run.state)
             with contextlib.suppress(Exception):  # in the end the server does it
                 await confirm_cancelled(self._client, runs)
-        if state is None:
-            self._fail(gone, "the child's run was deleted")
+
+    async def _find_deleted(self) -> None:
+        run_ids = self._waiting()
+        if await count_existing(self._client, run_ids) < len(run_ids):
+            there = {run.id for run in await self._read_waiting()}
+            self._fail(set(run_ids) - there, "the child's run was deleted")
 
     async def _will_restart(self, run: FlowRun, crashed: State[Any]) -> bool:
         """Tell whether a durable child's crash is not its end; that is told once."""
@@ -200,10 +210,6 @@ class Watcher:
 def _is_crashed(final: asyncio.Future[State[Any]]) -> bool:
     known = final.done() and not final.cancelled() and final.exception() is None
     return known and final.result().is_crashed()
-
-
-def _may_restart(run: FlowRun) -> bool:
-    return run.state_type == StateType.CRASHED and is_durable(run)
 
 
 def _final_states() -> EventFilter:

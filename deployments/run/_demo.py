@@ -16,7 +16,7 @@ from rich.console import Console
 from deployments.deploy import create_definitions, deploy_manifest
 from deployments.project import Manifest
 from deployments.run._prepare import Prepared
-from deployments.run._run import Outcome, follow, read_outcome, start
+from deployments.run._run import Outcome, follow, print_link, read_outcome, start
 from deployments.servers import TemporaryServer, tail, temporary_server, temporary_worker
 
 
@@ -38,6 +38,7 @@ def run_demo(prepared: Prepared, console: Console, tell: Callable[[Outcome], Non
         # Last in, first out: from here on a second Ctrl-C does not keep the rest from stopping.
         stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
         tree = asyncio.run(start(prepared, console))
+        print_link(prepared, tree, console)
         outcome = asyncio.run(read_outcome(prepared, asyncio.run(follow(tree, console))))
         if not outcome.completed:
             log = tail(home / f"worker-{prepared.pool}.log")

@@ -59,7 +59,7 @@ class Outcome:
 
 
 async def start(prepared: Prepared, console: Console) -> Tree:
-    """Start a run, and print its link.
+    """Start a run.
 
     Raises:
         httpx.HTTPError: The server does not answer, or refuses the run.
@@ -76,8 +76,12 @@ async def start(prepared: Prepared, console: Console) -> Tree:
                 f"{prepared.name} is not deployed on {client.api_url}: "
                 f"`make deploy ARGS={prepared.name.split('/')[1]}`"
             ) from None
-    console.print(f"{prepared.name} runs: {url_for(run)}", soft_wrap=True)
     return Tree(run)
+
+
+def print_link(prepared: Prepared, tree: Tree, console: Console) -> None:
+    """Print where the run is in the UI."""
+    console.print(f"{prepared.name} runs: {url_for(tree.root)}", soft_wrap=True)
 
 
 async def follow(tree: Tree, console: Console, *, cancel: bool = False) -> FlowRun:
@@ -172,9 +176,11 @@ def run_here(prepared: Prepared, console: Console) -> Outcome | None:
     except KeyboardInterrupt:
         console.print(f"Interrupted: look in the UI whether {prepared.name} runs already.")
         return None
-    answer = "w"
+    answer = ""
     while answer != "l":
         try:
+            if not answer:  # who interrupts because of what it says is asked
+                print_link(prepared, tree, console)
             run = asyncio.run(follow(tree, console, cancel=answer == "c"))
             return asyncio.run(read_outcome(prepared, run))
         except KeyboardInterrupt:

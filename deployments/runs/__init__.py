@@ -3,9 +3,11 @@
 from deployments.runs._cancel import (
     ALIVE,
     LEAVE_RUNNING,
+    TOGETHER,
     UNFINISHED,
     cancel_children,
     cancel_run,
+    cancel_runs,
     confirm_cancelled,
     name_all,
     read_children,
@@ -14,6 +16,7 @@ from deployments.runs._cancel import (
 )
 from deployments.runs._client import (
     PatientClient,
+    count_existing,
     get_eager_client,
     read_all,
     read_everything,
@@ -26,6 +29,7 @@ from deployments.runs._restart import (
     RESTART,
     count_restarts,
     is_durable,
+    may_restart,
     will_restart,
 )
 from deployments.runs._waiting import explain_waiting, online_workers
@@ -36,15 +40,19 @@ __all__ = [
     "LEAVE_RUNNING",
     "PAUSES",
     "RESTART",
+    "TOGETHER",
     "UNFINISHED",
     "PatientClient",
     "cancel_children",
     "cancel_run",
+    "cancel_runs",
     "confirm_cancelled",
+    "count_existing",
     "count_restarts",
     "explain_waiting",
     "get_eager_client",
     "is_durable",
+    "may_restart",
     "name_all",
     "online_workers",
     "read_all",

@@ -7,7 +7,7 @@ what no worker has taken. Between the two is what a worker has taken and not sta
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from logging import Logger
 from typing import Any
@@ -18,9 +18,9 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.events.filters import EventFilter
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging.loggers import LoggingAdapter
-from prefect.states import Cancelled
+from prefect.states import Cancelled, to_state_create
 
 from deployments.runs._client import read_all
 from deployments.runs._restart import will_restart
@@ -38,15 +38,16 @@ WORD_TIME = timedelta(seconds=5)
 # So late may a run start that a worker has taken, before an automation calls it crashed.
 START_TIME = timedelta(seconds=600)
 LOOK_SECONDS = 1.0
+# So many runs one request cancels at most: the server refuses more.
+TOGETHER = 50
+# So many names a line of a log has.
+NAMES = 20
 
 
 async def cancel_run(client: PrefectClient, flow_run_id: UUID) -> None:
     """Ask the server to cancel a run; its worker stops the process, if there is one."""
-    # Cancelling, not Cancelled: the latter would leave the process running. The server makes
-    # Cancelled of it at once where no process exists (BypassCancellingFlowRunsWithNoInfra).
-    cancelling = State[Any](type=StateType.CANCELLING, name="Cancelling")
     with contextlib.suppress(ObjectNotFound):  # deleted: nothing is left to cancel
-        answer = await client.set_flow_run_state(flow_run_id, cancelling)
+        answer = await client.set_flow_run_state(flow_run_id, _cancelling())
         if answer.status == SetStateStatus.ABORT and await will_restart(
             client, await client.read_flow_run(flow_run_id)
         ):
@@ -54,28 +55,59 @@ async def cancel_run(client: PrefectClient, flow_run_id: UUID) -> None:
             await client.set_flow_run_state(flow_run_id, Cancelled(message=message))
 
 
+def _cancelling() -> State[Any]:
+    # Not Cancelled: that would leave the process running. The server makes Cancelled of it at
+    # once where no process exists (BypassCancellingFlowRunsWithNoInfra).
+    return State(type=StateType.CANCELLING, name="Cancelling")
+
+
+async def cancel_runs(client: PrefectClient, run_ids: Sequence[UUID]) -> None:
+    """Do what `cancel_run` does, for many runs with each request."""
+    for start in range(0, len(run_ids), TOGETHER):
+        some = run_ids[start : start + TOGETHER]
+        for run_id in await _cancel_together(client, some) if len(some) > 1 else some:
+            await cancel_run(client, run_id)
+
+
+async def _cancel_together(client: PrefectClient, run_ids: Sequence[UUID]) -> Sequence[UUID]:
+    """Ask the server to cancel runs, and return those that are to be asked for one by one."""
+    body = {
+        "flow_runs": {"id": {"any_": [str(run_id) for run_id in run_ids]}},
+        "state": to_state_create(_cancelling()).model_dump(mode="json", exclude_unset=True),
+    }
+    try:  # the client has no method for this
+        answer = await client.request(
+            "POST",
+            "/flow_runs/bulk_set_state",  # type: ignore[arg-type]
+            json=body,
+        )
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code not in (404, 405):
+            raise
+        return run_ids  # the server does not know it
+    # Of one that failed, such as where the database was locked, it says that it was aborted.
+    results = answer.json()["results"]
+    return [UUID(each["flow_run_id"]) for each in results if each["status"] == "ABORT"]
+
+
 async def cancel_children(client: PrefectClient, parent_id: UUID) -> list[FlowRun]:
     """Ask for the end of every child run of a parent run that is not final, and return them.
 
     Those that carry the tag `LEAVE_RUNNING` are left alone. Those that have started are ended
-    by their workers, later. Where the parent will be restarted, they go on, and there are none.
+    by their workers, later.
     """
-    with contextlib.suppress(ObjectNotFound):
-        if await will_restart(client, await client.read_flow_run(parent_id)):
-            return []
     cancelled: dict[UUID, FlowRun] = {}
     # Each pass reads those that are still alive, so that none is missed that is created or
     # retried meanwhile. It ends when the server refuses to cancel the rest.
     while fresh := [
         run for run in await read_children(client, [parent_id], ALIVE) if run.id not in cancelled
     ]:
+        cancelled |= {run.id: run for run in fresh}
+        await cancel_runs(client, [run.id for run in fresh if run.deployment_id])
         for run in fresh:
-            cancelled[run.id] = run
             if run.deployment_id is None:  # a plain subflow: no worker would end it
                 cancelled |= {below.id: below for below in await cancel_children(client, run.id)}
                 await client.set_flow_run_state(run.id, Cancelled())
-            else:
-                await cancel_run(client, run.id)
     return list(cancelled.values())
 
 
@@ -152,6 +184,7 @@ async def read_ends(client: PrefectClient, run_ids: Iterable[UUID]) -> dict[UUID
 
 
 def name_all(runs: list[FlowRun]) -> str:
-    """Count and name runs."""
+    """Count runs, and name some."""
     count = "1 child" if len(runs) == 1 else f"{len(runs)} children"
-    return f"{count}: {', '.join(sorted(run.name for run in runs))}"
+    names = ", ".join(sorted(run.name for run in runs)[:NAMES])
+    return f"{count}: {names}{' …' if len(runs) > NAMES else ''}"

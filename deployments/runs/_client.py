@@ -5,7 +5,7 @@ import functools
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
@@ -22,8 +22,10 @@ T = TypeVar("T")
 # From the first pause, doubled each time, to the longest one.
 PAUSE_SECONDS = 0.05
 PAUSE_MAX_SECONDS = 2.0
-# So many ids one request asks about: SQLite and Postgres take some 32,000 parameters.
+# So many ids one request asks about: SQLite and Postgres take some 32,000 parameters. And so many
+# where it returns all of them: by default the server returns no more (PREFECT_API_DEFAULT_LIMIT).
 MANY = 5_000
+PAGE = 200
 
 logger = get_logger("deployments")
 
@@ -57,12 +59,21 @@ async def read_pages(
     """Yield runs by their ids, of each request as many as the server returns at once."""
     left = set(run_ids)
     while left:
-        some = list(itertools.islice(left, MANY))
+        some = list(itertools.islice(left, MANY if state else PAGE))
         runs = await client.read_flow_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=some), state=state)
         )
         left -= {run.id for run in runs} or set(some)  # a page may not hold all of them
         yield runs
+
+
+async def count_existing(client: PrefectClient, run_ids: Sequence[UUID]) -> int:
+    """Return how many runs still are on the server."""
+    count = 0
+    for start in range(0, len(run_ids), MANY):
+        some = FlowRunFilterId(any_=[*run_ids[start : start + MANY]])
+        count += await client.count_flow_runs(flow_run_filter=FlowRunFilter(id=some))
+    return count
 
 
 def get_eager_client() -> PrefectClient:

@@ -19,10 +19,14 @@ def is_durable(run: FlowRun) -> bool:
     return DURABLE in run.tags and run.deployment_id is not None
 
 
+def may_restart(run: FlowRun) -> bool:
+    """Tell whether a run is one that is restarted, and is Crashed."""
+    return run.state is not None and run.state.is_crashed() and is_durable(run)
+
+
 async def will_restart(client: PrefectClient, run: FlowRun) -> bool:
     """Tell whether a run is Crashed, and `cancel_orphans` has yet to restart it."""
-    crashed = run.state is not None and run.state.is_crashed() and is_durable(run)
-    return crashed and await count_restarts(client, run.id) < len(PAUSES)
+    return may_restart(run) and await count_restarts(client, run.id) < len(PAUSES)
 
 
 async def count_restarts(client: PrefectClient, run_id: UUID) -> int:

@@ -161,7 +161,11 @@ def _waited(run: FlowRun) -> float:
             return run.estimated_start_time_delta.total_seconds()
         if run.next_scheduled_start_time:  # of a restart, or a retry, which may be due later
             return _since(run.next_scheduled_start_time)
-    return _since(run.state.timestamp) if run.state else 0
+    if run.state is None:
+        return 0
+    # A worker takes a run some seconds before it is due (PREFECT_WORKER_PREFETCH_SECONDS).
+    due = run.state.state_details.scheduled_time or run.state.timestamp
+    return _since(max(due, run.state.timestamp))
 
 
 def _since(moment: datetime) -> float:

@@ -8,19 +8,22 @@ is left to drop.
 """
 
 import gc
+import itertools
 import runpy
 import sys
 import threading
 import time
 
 COLLECT_SECONDS = 5.0
+# So rarely also what has lived for long: that takes half a second, and the server stands still.
+RARELY = 12
 
 
 def collect_garbage() -> None:
     """Collect what the interpreter would, for ever."""
-    while True:
+    for turn in itertools.count(1):
         time.sleep(COLLECT_SECONDS)
-        gc.collect()
+        gc.collect(1 if turn % RARELY else 2)
 
 
 if __name__ == "__main__":

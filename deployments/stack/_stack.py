@@ -19,7 +19,7 @@ from rich.console import Console
 from deployments._console import confirm
 from deployments.deploy import build, deploy_and_prune, state_of_lost
 from deployments.project import ROOT, Manifest
-from deployments.runs import cancel_children
+from deployments.runs import cancel_children, will_restart
 
 COMPOSE = ROOT / "docker" / "compose.yaml"
 VARIABLES = COMPOSE.with_name(".env")
@@ -99,7 +99,8 @@ async def _tell(run_ids: Iterable[str]) -> str:
                 names.append(run.name)
                 if run.state and not run.state.is_final():
                     await client.set_flow_run_state(run.id, state_of_lost(run, STOPPED))
-                await cancel_children(client, run.id)
+                if not await will_restart(client, await client.read_flow_run(run.id)):
+                    await cancel_children(client, run.id)
     return f"Stopped, and now Crashed or Cancelled: {', '.join(sorted(names))}"
 
 

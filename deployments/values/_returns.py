@@ -3,6 +3,7 @@
 from __future__ import annotations  # or `Serializer[Any]` would be made a serializer of its own
 
 import contextlib
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,13 +11,14 @@ from typing import Any, Generic, Self, TypeVar, get_args, get_origin
 
 from prefect.client.schemas.objects import State
 from prefect.flows import Flow
-from prefect.results import ResultStorage, get_default_result_serializer, resolve_serializer
+from prefect.results import ResultStorage, resolve_serializer
 from prefect.serializers import (
     CompressedJSONSerializer,
     CompressedSerializer,
     JSONSerializer,
     Serializer,
 )
+from prefect.settings import get_current_settings
 from prefect.utilities.importtools import to_qualified_name
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from pydantic_core import CoreConfig, CoreSchema, SchemaValidator
@@ -88,8 +90,12 @@ class Returns(Generic[R]):
         Raises:
             TypeError: Its annotation can't be resolved.
         """
-        declared = flow.result_serializer
-        serializer = resolve_serializer(declared) if declared else get_default_result_serializer()
+        return cls._of(flow, get_current_settings().results.default_serializer)
+
+    @classmethod
+    @functools.lru_cache(maxsize=256)  # a fan-out asks for the same one a thousand times
+    def _of(cls, flow: Flow[..., Any], default_serializer: str) -> Self:
+        serializer = resolve_serializer(flow.result_serializer or default_serializer)
         annotation = type_hints(flow.name, flow.fn).get("return", Any)
         return cls(annotation, (serializer,), flow.result_storage, whole=True)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
+from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter
 from prefect.client.schemas.objects import State
@@ -27,15 +28,22 @@ R = TypeVar("R")
 # allows for. By the clock: a storage may have retries of its own, which take minutes.
 READ_SECONDS = 2.5
 PAUSE_SECONDS = 0.25
+# Result storages, by where they are declared: to find one takes a request.
+Storages = dict[Any, Any]
 # How a run's log begins to say why its result is missing (`return_value_to_state`).
 NOT_WRITTEN = "Encountered an error while persisting result: "
 
 
-async def read_value(state: State[Any], returns: Returns[R]) -> R:
+async def read_value(state: State[Any], returns: Returns[R], storages: Storages | None = None) -> R:
     """Do what `State.aresult` does, but take what is stored for what the serializer wrote.
 
     Prefect looks first whether the bytes may be a record of its own (`ResultRecord.deserialize`),
     and takes a child's JSON with such keys for one, which it may even unpickle.
+
+    Args:
+        state: The state of the run, which has completed.
+        returns: What it should be.
+        storages: Those that were found before, to which this one is added.
 
     Raises:
         Unreadable: There is no result, or none that can be read from here.
@@ -44,17 +52,27 @@ async def read_value(state: State[Any], returns: Returns[R]) -> R:
     record = state.data
     if not hasattr(record, "storage_key"):
         raise Unreadable("was not persisted: set persist_result=True on the flow")
-    return await _read(state, returns, lambda blob: returns.load(blob, record.serializer.type))
+
+    def load(blob: bytes) -> R:
+        return returns.load(blob, record.serializer.type)
+
+    return await _read(state, returns, load, storages)
 
 
-async def _read(state: State[Any], returns: Returns[Any], load: Callable[[bytes], T]) -> T:
+async def _read(
+    state: State[Any],
+    returns: Returns[Any],
+    load: Callable[[bytes], T],
+    storages: Storages | None = None,
+) -> T:
     """Return what `load` makes of the bytes that were stored."""
     record: Any = state.data
     cause: Exception | None
+    storages = {} if storages is None else storages
     deadline = time.monotonic() + READ_SECONDS
     while True:
         try:
-            blob = await _read_blob(record, returns)
+            blob = await _read_blob(record, returns, storages)
         except Exception as error:  # noqa: BLE001 - a storage may raise anything
             # What pydantic refused may be a block's secret, which its error shows.
             refused = isinstance(error, ValidationError)
@@ -83,7 +101,7 @@ async def _read(state: State[Any], returns: Returns[Any], load: Callable[[bytes]
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-async def _read_blob(record: Any, returns: Returns[Any]) -> bytes:
+async def _read_blob(record: Any, returns: Returns[Any], storages: Storages) -> bytes:
     """Read what `ResultStore` wrote (its `_from_metadata` finds the storage in the same way).
 
     The key is anybody's who may set a state, so it is looked for in the result storage alone:
@@ -93,14 +111,20 @@ async def _read_blob(record: Any, returns: Returns[Any]) -> bytes:
     if ".." in Path(key).parts:
         raise ValueError(f"{key} is outside of the result storage")
     storage: Any
-    if place := record.storage_block_id or returns.storage:
-        storage = await aresolve_result_storage(place)
-    else:
-        storage = await aget_default_result_storage()
+    place: Any = record.storage_block_id or returns.storage
+    storage = place if isinstance(place, Block) else storages.get(place)
+    if storage is None:
+        finding = aresolve_result_storage(place) if place else aget_default_result_storage()
+        storages[place] = storage = await finding
     # Blocks have one of two names for it; older ones await where an event loop runs.
     read = getattr(storage, "aread_path", storage.read_path)
-    content = read(key)
-    blob: bytes = await content if inspect.isawaitable(content) else content
+    try:
+        content = read(key)
+        blob: bytes = await content if inspect.isawaitable(content) else content
+    except Exception:
+        if not isinstance(place, Block):  # the next try may find it with another secret
+            storages.pop(place, None)
+        raise
     return blob
 
 
@@ -128,11 +152,13 @@ async def _read_warning(state: State[Any]) -> str:
     return ""
 
 
-async def read_exception(state: State[Any], returns: Returns[Any]) -> BaseException | None:
+async def read_exception(
+    state: State[Any], returns: Returns[Any], storages: Storages | None = None
+) -> BaseException | None:
     """Return the exception that a child raised, where it can be read."""
     with contextlib.suppress(Exception):  # the state's message says what happened
         kind = state.data.serializer.type
-        value = await _read(state, returns, lambda blob: returns.decode(blob, kind)[1])
+        value = await _read(state, returns, lambda blob: returns.decode(blob, kind)[1], storages)
         if isinstance(value, dict) and value.keys() == EXCEPTION:
             value = prefect_json_object_decoder(value)
         return value if isinstance(value, BaseException) else None

@@ -53,7 +53,8 @@ def findings_of(tmp_path: Path, source: str, *names: str, **more: str) -> list[s
     lines = [
         "name: local",
         "definitions:",
-        "  work_pools: {local: {type: process, queues: {default: {}}}}",
+        "  work_pools:",
+        "    local: {type: process, queues: {default: {}, few: {concurrency_limit: 1}}}",
     ]
     lines += ["deployments:"]
     for name in names:
@@ -75,6 +76,17 @@ def test_a_size_that_docker_can_read(tmp_path: Path, size: str) -> None:
     """Or that nobody knows before it is deployed."""
     limits = f"mem_limit: {size}\n        memswap_limit: '-1'"
     assert findings(tmp_path, ("mem_limit: 1g", limits)) == []
+
+
+def test_a_child_is_sent_into_the_limited_queue_of_its_parent(tmp_path: Path) -> None:
+    source = """
+@parent_flow
+async def mine() -> int:
+    return await child(step, work_queue_name="few")(1)
+"""
+    limited = "work_pool: {name: local, work_queue_name: few}"
+    (finding,) = findings_of(tmp_path, source, "step", "mine", mine=limited)
+    assert "step/local is in the limited queue local/few together with its parent" in finding
 
 
 def test_every_child_that_the_parent_calls_is_found() -> None:
@@ -317,7 +329,13 @@ def test_each_flow_is_imported_once(tmp_path: Path) -> None:
         ("c(step)()", "step/local: missing a required"),
         ("child('step/local')(number=1, moth=1)", "got an unexpected keyword argument 'moth'"),
         ("child(step, deployment='moon')(1)", "calls step/moon, which is not declared"),
+        (
+            "child(step, work_queue_name='night')(1)",
+            "step/local: the work queue night is not in definitions.work_pools.local.queues: add",
+        ),
         # Nothing is wrong with these, or only a run can tell.
+        ("child(step, work_queue_name='few')(1)", None),
+        ("child(step, work_queue_name=where)(1)", None),
         ("child(step)(1)", None),
         ("child(step).submit(number=1)", None),
         ("child('step/local')(number=1)", None),

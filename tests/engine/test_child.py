@@ -264,6 +264,21 @@ def test_errors_can_be_taken_to_another_process(kind: type[ChildError]) -> None:
         (lambda: child("a/b", deployment="c"), TypeError, "already in the name"),  # type: ignore[call-overload]
         (lambda: child(Box(width=1, made=DAY)), TypeError, r"not its result, a Box: child\(f\)"),  # type: ignore[call-overload]
         (lambda: child(sleep), TypeError, r"child\(sleep\): a function is not a flow: put @flow"),  # type: ignore[call-overload]
+        (
+            lambda: child(pack, scheduled_time=dt.datetime(2030, 1, 1)),
+            ValueError,
+            r"child\(pack\): scheduled_time has no time zone",
+        ),
+        (
+            lambda: child(pack, scheduled_time="2030-01-01"),  # type: ignore[call-overload]
+            TypeError,
+            r"scheduled_time must be a datetime, not '2030-01-01'",
+        ),
+        (
+            lambda: child(pack, work_queue_name="\0"),
+            ValueError,
+            r"child\(pack\): work_queue_name can't .* NUL",
+        ),
         (lambda: child(pack, tags="gpu"), TypeError, r"child\(pack\): .*: \['gpu'\]"),
         (lambda: child("a/b", job_variables=[]), TypeError, r"child\(a/b\): .* a dict, not \[\]"),  # type: ignore[call-overload]
         (

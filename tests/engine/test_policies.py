@@ -5,6 +5,7 @@ import asyncio
 import inspect
 import re
 from collections.abc import Awaitable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -49,6 +50,9 @@ async def run(snippet: str, names: list[str]) -> Any:
         calls = [child(f)(name) for name in names]
         scope = {
             "asyncio": asyncio,
+            "datetime": datetime,
+            "timedelta": timedelta,
+            "UTC": UTC,
             "raise_failures": raise_failures,
             "child": child,
             "f": f,
@@ -71,7 +75,7 @@ async def run(snippet: str, names: list[str]) -> Any:
 
 
 def test_the_table_has_a_snippet_in_every_row_but_resume() -> None:
-    assert len(SNIPPETS) == len(TABLE.splitlines()) - 3 == 8
+    assert len(SNIPPETS) == len(TABLE.splitlines()) - 3 == 10
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)

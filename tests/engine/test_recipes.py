@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.server
+import inspect
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterFlowRunId,
 )
 from prefect.client.schemas.objects import FlowRun
-from prefect.deployments import arun_deployment
+from prefect.deployments import arun_deployment, run_deployment
 from prefect.states import AwaitingRetry, Crashed, Failed, Pending
 from prefect.utilities.collections import deep_merge
 from prefect.workers.process import ProcessJobConfiguration
@@ -528,6 +529,13 @@ async def test_coming_from_run_deployment(client: PrefectClient) -> None:
     runs = await children_of(client, plain)
     assert sorted(run.name for run in runs) == ["load day 1", "load day 2"]
     assert set(await read_graph(client, plain)) == {run.id for run in runs}
+
+
+def test_option_by_option() -> None:
+    page = (ROOT / "deployments" / "docs" / "run-deployment.md").read_text()
+    rows = re.findall(r"^\| (`[^|]+) \|", page.partition("## Option by option")[2], re.MULTILINE)
+    told = re.findall(r"`(\w+)`", " ".join(rows))
+    assert sorted(told) == sorted(["run_deployment", *inspect.signature(run_deployment).parameters])
 
 
 @pytest.mark.parametrize("parent", ["plain/local", "nightly/local"])

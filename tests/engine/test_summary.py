@@ -30,6 +30,7 @@ def row(
     message: str | None = None,
     used_again: str = "",
     state_name: str | None = None,
+    due: datetime = NOON - timedelta(seconds=2),
     **fields: Any,
 ) -> Row:
     """Return a child that waited 2 s; a state that Prefect has no type of is Scheduled."""
@@ -39,12 +40,12 @@ def row(
         flow_id=uuid4(),
         name=name,
         state=State(type=type_, name=state_name or state, message=message, timestamp=NOON),
-        expected_start_time=NOON - timedelta(seconds=2),
+        expected_start_time=due,
         start_time=NOON if started else None,
         total_run_time=timedelta(seconds=ran),
         **fields,
     )
-    return Row(run, used_again)
+    return Row.of(run, used_again)
 
 
 def cells(text: str) -> list[list[str]]:
@@ -92,6 +93,11 @@ def test_times() -> None:
         ["2.0 s", "1 min 1 s"],
         ["since 01-31 11:59", ""],
     ]
+
+
+def test_a_child_that_starts_later_is_due() -> None:
+    later = row("later", "Scheduled", due=datetime(2999, 12, 31, 6, tzinfo=UTC))
+    assert cells(tabulate([later]))[0][2:4] == ["due 12-31 06:00", ""]
 
 
 def test_messages_are_of_failures_alone_and_shortened() -> None:

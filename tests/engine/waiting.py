@@ -88,6 +88,17 @@ async def read_graph(client: PrefectClient, parent: FlowRun) -> dict[UUID, set[U
     }
 
 
+async def read_holders(client: PrefectClient, parent_id: UUID) -> dict[UUID, set[UUID]]:
+    """Return the runs in a parent's run graph, each with those that it is shown inside of."""
+    response = await client.request(
+        "GET", "/flow_runs/{id}/graph-v2", path_params={"id": parent_id}
+    )
+    return {
+        UUID(node_id): {UUID(holder["id"]) for holder in node["encapsulating"]}
+        for node_id, node in response.json()["nodes"]
+    }
+
+
 async def ended(client: PrefectClient, parent: FlowRun, seconds: float = SECONDS) -> FlowRun:
     """Return a parent once it is final, and so are its children."""
 

@@ -10,6 +10,8 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.deployments import arun_deployment
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments import parent_flow
@@ -54,6 +56,9 @@ def proxy(faults: None, prefect_server: TemporaryServer) -> Iterator[FaultyProxy
     proxy = FaultyProxy(prefect_server.api_url)
     with proxy.serve(), temporary_settings({PREFECT_API_URL: proxy.url}):
         yield proxy
+        # Or later tests would send theirs to a proxy that is gone (`PrefectEventsClient` keeps it).
+        APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)
 
 
 class InProcess:

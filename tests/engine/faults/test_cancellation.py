@@ -31,6 +31,8 @@ from tests.engine.waiting import (
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
+# More than are about to start at once (`STARTING`).
+MANY = 150
 ENDED = {"Cancelled", "Crashed"}  # Prefect calls a process Crashed that ends while it starts
 
 
@@ -68,14 +70,14 @@ async def twenty_created(client: PrefectClient, parent: FlowRun) -> None:
     async def created() -> bool:
         return len(await children_of(client, parent)) >= 20
 
-    await wait_for(created, "the parent has created twenty of its sixty children")
+    await wait_for(created, "the parent has created twenty of its children")
 
 
 @pytest.mark.parametrize("how", ["cancelled", "killed"])
 async def test_a_parent_is_stopped_while_it_creates_children(
     client: PrefectClient, how: str
 ) -> None:
-    steps = [{"name": f"{n}", "do": "hold", "deployment": "eight"} for n in range(60)]
+    steps = [{"name": f"{n}", "do": "hold", "deployment": "eight"} for n in range(MANY)]
     parent = await start("family", steps=steps)
     await twenty_created(client, parent)
     if how == "cancelled":
@@ -92,7 +94,8 @@ async def test_a_parent_is_stopped_while_it_creates_children(
         return (await exit_statuses(client, [parent])).get(parent.id)
 
     status = await wait_for(told, "the worker has told how the parent's process ended")
-    assert (status == "-9") == (how == "killed")  # else it has ended by itself
+    # It has ended by itself. What stands for a killed one is gone, and it may still say so.
+    assert status != "-9" or how == "killed"
 
 
 @pytest.mark.parametrize("how", ["times out", "fails"])
@@ -101,7 +104,7 @@ async def test_a_parent_gives_up_while_it_creates_children(
 ) -> None:
     async def code() -> None:
         async with asyncio.TaskGroup() as group:
-            for number in range(60):
+            for number in range(MANY):
                 group.create_task(child(step, deployment="eight")(f"{number}", "hold"))
             if how == "fails":
                 assert in_process.run is not None

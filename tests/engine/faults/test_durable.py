@@ -64,13 +64,10 @@ class Notes:
         async def written() -> bool:
             return all(self.count(what, name) >= times for name in names)
 
-        def there() -> str:
+        async def there() -> str:
             return self.file.read_text() if self.file.exists() else "nothing"
 
-        async def instead() -> str:
-            return there()
-
-        await wait_for(written, f"{what} of {', '.join(names)} is written", instead=instead)
+        await wait_for(written, f"{what} of {', '.join(names)} is written", instead=there)
 
     def assert_once(self, *names: str, times: int = 1) -> None:
         """Each has run so many times to its end, or its death, and never beside itself."""
@@ -427,6 +424,8 @@ async def test_a_restart_takes_its_slot_again(client: PrefectClient, notes: Note
         if name == "a":
             await notes.has("start", "a")
     await kill(client, runs["a"])
+    (process,) = notes.processes("a")  # what is killed stands for it, and it ends a moment later
+    await wait_for(lambda: asyncio.to_thread(lambda: not is_alive(process)), "it has ended")
     notes.let("a", "b")
     assert [await completed(client, run) for run in runs.values()] == [1, 1]
     notes.assert_once("b")
@@ -511,7 +510,8 @@ async def test_the_worker_of_durable_runs_ends(
 
 async def test_the_worker_dies_in_the_hook_of_a_crash(tmp_path: Path, notes: Notes) -> None:
     with temporary_server(tmp_path) as server, server.used():
-        await deploy_faults(server, "durable")
+        # The worker may have the run of `cancel_orphans` by then, which is lost for so long.
+        await deploy_faults(server, "durable", pending=60)
         async with get_client() as client:
             with temporary_worker(server, POOL) as worker:
                 run = await begin("hooked/durable", notes)

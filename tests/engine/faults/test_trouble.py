@@ -141,6 +141,23 @@ async def test_the_same_request_sent_twice(
         assert len(await client.read_task_runs(task_run_filter=of_parent)) == len(names)
 
 
+async def test_a_server_cancels_runs_one_by_one(proxy: FaultyProxy, in_process: InProcess) -> None:
+    proxy.unknown = ("/bulk_set_state",)  # as on a server that is too old
+
+    async def code() -> None:
+        for name in "abc":
+            await child(step, deployment="nobody").submit(name)
+        raise RuntimeError("the parent broke")
+
+    with pytest.raises(RuntimeError, match="the parent broke"):
+        await in_process(code)
+    assert any(path.endswith("/bulk_set_state") for _, path in proxy.requests)
+    assert in_process.run is not None
+    async with get_client() as client:
+        states = await outcome(client, in_process.run)
+    assert states == [(name, "Cancelled") for name in "abc"]
+
+
 async def test_a_server_that_stays_away_is_given_up(
     proxy: FaultyProxy, in_process: InProcess
 ) -> None:
