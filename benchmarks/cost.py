@@ -10,6 +10,8 @@ from pathlib import Path
 TICKS = os.sysconf("SC_CLK_TCK")
 # Of proc(5)'s stat, counted from the process's parent: its own time, and that of ended children.
 OWN, ENDED = slice(10, 12), slice(12, 14)
+# A server rests that takes less than a quarter of a core for so long.
+REST_SECONDS = 2.0
 # The command line of a run; forks have that of the warm process.
 RUN = r"prefect\.engine|_warm_process\.py"
 # Of what a server with Postgres and Redis is made of, and of who uses it here: their command lines.
@@ -23,13 +25,18 @@ STACK = {
 }
 
 
-def cpu_seconds(worker: int) -> dict[str, float]:
-    """Return the CPU time so far of a worker, of its runs that have ended, and of the server."""
-    warm = _warm(worker)
+def cpu_seconds(worker: int, server: int) -> dict[str, float]:
+    """Return the CPU time so far of a worker, of its runs that have ended, and of the server.
+
+    And of Postgres and Redis, as far as they are on this machine.
+    """
+    warm, stack = _warm(worker), stack_seconds()
     return {
         "children": _cpu(worker, ENDED) + sum(_cpu(pid, OWN) + _cpu(pid, ENDED) for pid in warm),
         "worker": _cpu(worker, OWN),
-        "server": sum(_cpu(pid, OWN) for pid in _find(r"/_server\.py\x00")),
+        "server": _cpu(server, OWN),
+        "postgres": stack["postgres"],
+        "redis": stack["redis"],
     }
 
 
@@ -39,6 +46,15 @@ def stack_seconds() -> dict[str, float]:
         part: sum(_cpu(pid, OWN) + _cpu(pid, ENDED) for pid in _find(command))
         for part, command in STACK.items()
     }
+
+
+def wait_for_rest(server: int) -> None:
+    """Wait until a server has done what it still does for earlier runs."""
+    used = REST_SECONDS
+    while used > REST_SECONDS / 4:
+        before = _cpu(server, OWN)
+        time.sleep(REST_SECONDS)
+        used = _cpu(server, OWN) - before
 
 
 def wait_for_ends(worker: int) -> None:

@@ -1,7 +1,7 @@
 """What child deployments cost: this template beside plain `run_deployment`, in one run.
 
 python -m benchmarks.fan_out [--full] [--starts] [--servers CHILDREN]
-    [--database URL] [--redis HOST]
+    [--database URL] [--redis HOST] [--worker-env NAME=VALUE]
 """
 
 from __future__ import annotations
@@ -10,29 +10,39 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import math
 import os
-import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
-import prefect
 from cyclopts import App
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.deployments import arun_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
-from benchmarks.cost import cpu_seconds, megabytes, stack_seconds, wait_for_ends
+from benchmarks.cost import cpu_seconds, megabytes, stack_seconds, wait_for_ends, wait_for_rest
 from benchmarks.parent import read_children
-from benchmarks.report import Figures, Measured, plot, tabulate
+from benchmarks.report import (
+    HERE,
+    SIDES,
+    Figures,
+    Measured,
+    name_of,
+    plot,
+    plot_parts,
+    save,
+    tabulate,
+)
 from benchmarks.servers import run_servers
 from deployments.deploy._definitions import create_definitions
 from deployments.deploy._deploy import run_prefect_deploy
@@ -41,21 +51,17 @@ from deployments.runs import cancel_run
 from deployments.servers import TemporaryServer, temporary_server, temporary_worker
 from deployments.servers._processes import DATABASE_URL, run_process
 
-HERE = Path(__file__).parent
 PREFECT_FILE = HERE / "prefect.yaml"
 SETTINGS = ROOT / "prefect.toml"
 # A plain parent that takes this many times as long as ours is not waited for any longer.
 TIMES = 12
 LIMIT_SECONDS = 300.0
 WAIT_LIMIT_SECONDS = 900.0
-REAL = 8
-MANY_REAL = 40
-ROUNDS = 3
-# How processes start: as Prefect does by default, a new interpreter for each, the warm process.
-SIDES = ("plain", "cold", "ours")
+# Numbers of real children, and how many rounds each has.
+REAL = {8: 3, 40: 3, 100: 1}
 # Prefect's default, where prefect.toml has another.
 PLAIN_WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "10"}
-CANCELLED = 20
+FEW = 20
 # So that servers have enough to do: parents, of which each creates its children one request after
 # another, and runs that the simulated worker completes at once.
 PARENTS = 4
@@ -74,9 +80,11 @@ class Bench:
 
     Attributes:
         server: It should be clean.
+        worker_env: Environment variables of the workers of real children.
     """
 
     server: TemporaryServer
+    worker_env: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def deploy(self) -> None:
         """Bring the benchmark's deployments to the server."""
@@ -92,15 +100,17 @@ class Bench:
         """Wait for children that don't start: how many requests that takes."""
         return self._measure(side, "idle", "nobody", children, limit)
 
-    def wait(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
-        """Run a parent whose children are completed by a simulated worker."""
-        with self._simulated_worker(1):
-            return self._measure(side, "wait", "simulated", children, limit)
+    def wait(
+        self, side: str, children: int, limit: float = LIMIT_SECONDS, at_once: int | None = None
+    ) -> Measured:
+        """Run a parent whose children, by default all at once, a simulated worker completes."""
+        with self.simulated_worker(1):
+            return self._measure(side, "wait", "simulated", children, limit, at_once)
 
     def bear(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
         """Run parents that share so many children: what the servers take for it."""
         share = children // PARENTS
-        with self._simulated_worker(AT_ONCE), ThreadPoolExecutor(PARENTS) as pool:
+        with self.simulated_worker(AT_ONCE), ThreadPoolExecutor(PARENTS) as pool:
             before, start = stack_seconds(), os.times()
             measured = list(
                 pool.map(
@@ -123,13 +133,20 @@ class Bench:
         } | {f"cpu_{part}": seconds for part, seconds in cpu.items()}
 
     def real(self, side: str, children: int, limit: float = LIMIT_SECONDS) -> Measured:
-        """Run a parent whose children run in processes of their own."""
+        """Run a parent whose children run in processes of their own, or in the parent's."""
+        server = self.server.process.pid
         with self._worker(side) as worker:
-            before = cpu_seconds(worker)
-            figures = self._measure(side, "wait", side, children, limit)
-            wait_for_ends(worker)
-            after = cpu_seconds(worker)
-        return figures | {f"cpu_{each}": after[each] - before[each] for each in after}
+            if worker:  # a parent's own run is the first that a worker has
+                asyncio.run(_run_one(f"one/{side}"))
+            wait_for_rest(server)
+            before = cpu_seconds(worker, server)
+            figures = self._measure(side, "real", side, children, limit)
+            if "over" not in figures:
+                wait_for_ends(worker)
+                after = cpu_seconds(worker, server)
+                return figures | {f"cpu_{each}": after[each] - before[each] for each in after}
+        asyncio.run(_delete_scheduled())  # else they run when the next worker comes
+        return figures
 
     def memory(self, side: str, _children: int, _limit: float = LIMIT_SECONDS) -> Measured:
         """Run one child that does nothing for a while: how much memory its process takes."""
@@ -143,7 +160,8 @@ class Bench:
             return asyncio.run(_cancel(f"{side}-sleepers/{side}", children, limit))
 
     @contextlib.contextmanager
-    def _simulated_worker(self, at_once: int) -> Iterator[None]:
+    def simulated_worker(self, at_once: int) -> Iterator[None]:
+        """Run what completes runs of the pool `simulated`, so many at once."""
         log = self.server.home / "simulated-worker.log"
         with run_process(
             ["-m", "benchmarks.simulated_worker", str(at_once)],
@@ -156,19 +174,28 @@ class Bench:
     @contextlib.contextmanager
     def _worker(self, side: str) -> Iterator[int]:
         """Run a worker, the plain one with Prefect's defaults, and yield its process id."""
-        env = dict(self.server.env) | (PLAIN_WORKER if side == "plain" else {})
+        if side == "in process":
+            yield 0
+            return
+        env = {**self.server.env, **(PLAIN_WORKER if side == "plain" else {}), **self.worker_env}
         with temporary_worker(dataclasses.replace(self.server, env=env), side) as worker:
             yield worker.pid
 
     def _measure(
-        self, side: str, way: str, deployment: str, children: int, limit: float
+        self,
+        side: str,
+        way: str,
+        deployment: str,
+        children: int,
+        limit: float,
+        at_once: int | None = None,
     ) -> Measured:
         """Run one parent, and return what it took; or the limit, if it passed that."""
-        pattern = "plain" if side == "plain" else "ours"
+        pattern = "ours" if side == "cold" else side
         command = [sys.executable, "-m", "benchmarks.parent", pattern, way, deployment]
         try:
             done = subprocess.run(
-                [*command, str(children)],
+                [*command, str(children), str(at_once or children)],
                 cwd=ROOT,
                 env=dict(self.server.env),
                 capture_output=True,
@@ -189,6 +216,22 @@ class Bench:
         return figures
 
 
+async def _run_one(name: str) -> None:
+    await arun_deployment(
+        name,
+        parameters={"number": 0},
+        timeout=LIMIT_SECONDS,
+        poll_interval=0.5,
+        as_subflow=False,
+    )
+
+
+def kill_process(run: FlowRun) -> None:
+    """Kill the process of a run."""
+    assert run.infrastructure_pid
+    os.kill(int(run.infrastructure_pid.rpartition(":")[2]), signal.SIGKILL)
+
+
 async def _start_sleep(name: str) -> None:
     """Start a run that sleeps, and wait until it does."""
     run = await arun_deployment(name, parameters={"seconds": 10}, timeout=0, as_subflow=False)
@@ -196,6 +239,14 @@ async def _start_sleep(name: str) -> None:
         while run.state_type != StateType.RUNNING:
             await asyncio.sleep(0.5)
             run = await client.read_flow_run(run.id)
+
+
+async def _delete_scheduled() -> None:
+    runs = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.SCHEDULED]}}})
+    async with get_client() as client:
+        while found := await client.read_flow_runs(flow_run_filter=runs):
+            for run in found:
+                await client.delete_flow_run(run.id)
 
 
 async def _create_pools() -> None:
@@ -222,6 +273,10 @@ async def _cancel(name: str, children: int, limit: float) -> Measured:
         await cancel_run(client, parent.id)
         alive = await wait_for(parent, lambda run: run.state_type in TERMINAL_STATES)
         seconds = time.perf_counter() - start
+        for run in await read_children(client, parent.id):
+            if run.state_type not in TERMINAL_STATES:  # it would disturb what is measured next
+                with contextlib.suppress(ProcessLookupError):
+                    kill_process(run)
     return {"over": limit, "alive": alive} if alive else {"seconds": seconds}
 
 
@@ -233,26 +288,29 @@ def main(
     servers: int = 0,
     database: str | None = None,
     redis: str | None = None,
+    worker_env: tuple[str, ...] = (),
 ) -> None:
     """Measure, print a table, and write the figures and a plot beside this file.
 
     Args:
-        full: Up to 1000 children, not 10, and cancellation: this takes most of an hour.
-        starts: Only the ways to start children as processes, in turns on one server.
+        full: Up to 1000 children, not 20, and cancellation: this takes most of an hour.
+        starts: Only the ways to run real children, in turns on one server.
         servers: Only one API server, then two behind docker/nginx.conf, with so many children:
             of four parents: the CPU time of each part. It needs a database, Redis, and nginx.
         database: SQLAlchemy's URL of a Postgres database, instead of Prefect's embedded SQLite:
             postgresql+asyncpg://USER@HOST:PORT/NAME. It loses what is in it.
         redis: Host of a Redis for the server's messages, as in docker/compose.yaml, instead of its
             memory.
+        worker_env: NAME=VALUE, for `starts`: an environment variable of workers. It may be given
+            repeatedly.
     """
     if servers and not (database and redis):
         sys.exit("--servers needs --database and --redis: several servers share them")
     figures: Figures = {}
-    own = _server_env(database, redis)
+    own = server_env(database, redis)
 
     def clean_bench(side: str) -> contextlib.AbstractContextManager[Bench]:
-        return _bench(own, SETTINGS if side == "ours" else None)
+        return bench_on(own, SETTINGS if side == "ours" else None)
 
     def measure(way: Way, side: str, children: int, limit: float = LIMIT_SECONDS) -> None:
         measured = way(side, children, limit)
@@ -270,38 +328,45 @@ def main(
         measure(bench.create, side, children, limit)
 
     def measure_starts(bench: Bench) -> None:
-        """Measure the ways to start a process in turns, on one server, and keep the medians."""
-        for children, times, sides in ((REAL, ROUNDS, SIDES), (MANY_REAL, 1, SIDES[1:])):
-            rounds: dict[str, list[Measured]] = {side: [] for side in sides}
-            for _ in range(times):
-                for side in sides:
-                    measure(bench.real, side, children)
-                    rounds[side].append(figures["real"][side][children])
+        """Measure the ways to run children in turns, on one server, and keep the middle rounds.
+
+        A side is left out that would pass the limit at the pace of its last round.
+        """
+        pace = dict.fromkeys(SIDES, 0.0)
+        for children, count in REAL.items():
+            rounds: dict[str, list[Measured]] = {side: [] for side in SIDES}
+            for _ in range(count):
+                for side, measured in rounds.items():
+                    if pace[side] * children < LIMIT_SECONDS:
+                        measure(bench.real, side, children)
+                        measured.append(figures["real"][side][children])
+                        pace[side] = measured[-1].get("seconds_per_child", math.inf)
             for side, measured in rounds.items():
-                keys = [key for key, value in measured[0].items() if isinstance(value, float)]
-                figures["real"][side][children] = {
-                    key: statistics.median(each[key] for each in measured) for key in keys
-                } | {
+                if not measured:
+                    continue
+                middle = sorted(measured, key=lambda each: each.get("seconds", math.inf))
+                figures["real"][side][children] = middle[len(middle) // 2] | {
                     "lost": sum(each.get("lost", 0) for each in measured),
-                    "rounds": [each.get("seconds", each.get("over")) for each in measured],
+                    # Those without seconds tell why: "over" or "failed".
+                    "rounds": [each.get("seconds", next(iter(each))) for each in measured],
                 }
-        for side in SIDES[1:]:
+        for side in ("cold", "ours"):
             measure(bench.memory, side, 1)
 
     if starts:
         with clean_bench("ours") as bench:
+            bench.worker_env = dict(each.split("=", 1) for each in worker_env)
             measure_starts(bench)
     for side, count in (("one server", 1), ("two servers", 2)) if servers else ():
-        with _bench(own, SETTINGS, count) as bench:
+        with bench_on(own, SETTINGS, count) as bench:
             measure(bench.bear, side, servers, WAIT_LIMIT_SECONDS)
-    few = 20 if full else 10
     for side in () if starts or servers else ("ours", "plain"):
         with clean_bench(side) as bench:
-            measure(bench.wait, side, few)
-            measure(bench.idle, side, few)
-            create(bench, side, few)
+            measure(bench.wait, side, FEW)
+            measure(bench.idle, side, FEW)
+            create(bench, side, FEW)
             if full:
-                measure(bench.cancel, side, CANCELLED)
+                measure(bench.cancel, side, FEW)
     if full:
         # A server each for hundreds: it is busy for long after it lost or cancelled them.
         for children in (100, 500):
@@ -314,22 +379,18 @@ def main(
             with clean_bench("ours") as bench:
                 measure(bench.wait, "ours", children, limit)
     what = "servers" if servers else "starts" if starts else "fan_out"
-    name = "-".join(["postgres" if database else "sqlite", *(["redis"] if redis else [])])
-    about = {
-        "date": str(datetime.now(UTC).date()),
-        "prefect": prefect.__version__,
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "database": name,
-    }
-    (HERE / f"{what}-{name}.json").write_text(json.dumps(about | figures, indent=1) + "\n")
+    name = name_of(database, redis)
+    save(figures, f"{what}-{name}", worker_env=worker_env)
     if not servers:
         console.print(tabulate(figures))
     if what == "fan_out":
         plot(figures, HERE / f"fan_out-{name}.svg")
+    if starts:
+        plot_parts(figures, HERE / f"starts-{name}.svg")
 
 
-def _server_env(database: str | None, redis: str | None) -> dict[str, str]:
+def server_env(database: str | None, redis: str | None) -> dict[str, str]:
+    """Return the environment variables of a server on another database and messages."""
     env = {DATABASE_URL: database} if database else {}
     if redis:
         env |= {
@@ -344,8 +405,14 @@ def _server_env(database: str | None, redis: str | None) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _bench(own: dict[str, str], settings: Path | None, servers: int = 0) -> Iterator[Bench]:
-    """Run a clean server to measure on, with our settings or with Prefect's own, or several."""
+def bench_on(own: dict[str, str], settings: Path | None, servers: int = 0) -> Iterator[Bench]:
+    """Run a clean server to measure on, with our settings or with Prefect's own, or several.
+
+    Args:
+        own: Environment variables of the server alone.
+        settings: Prefect's settings.
+        servers: How many behind nginx; by default one with its services.
+    """
     if DATABASE_URL in own:
         command = ["prefect", "server", "database", "reset", "--yes"]
         env = os.environ | own

@@ -11,8 +11,8 @@ from deployments import child, parent_flow
 
 
 @flow(persist_result=True)
-def one(number: int) -> int:
-    """Do as little as a flow can."""
+async def one(number: int) -> int:
+    """Do as little as a flow can. Async, since else a `gather` of subflows runs one at a time."""
     return number
 
 
@@ -29,6 +29,13 @@ async def plain_sleepers(count: int, seconds: float) -> None:
     await asyncio.gather(
         *(arun_deployment("sleep/plain", parameters=parameters) for _ in range(count))
     )
+
+
+@parent_flow
+async def thousands(count: int, of_children: str) -> int:
+    """Add up what many children return."""
+    call = child(one, deployment=of_children)
+    return sum(await asyncio.gather(*map(call, range(count))))
 
 
 @parent_flow

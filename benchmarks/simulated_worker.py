@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import sys
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.results import ResultStore
-from prefect.states import Completed, Running
+from prefect.states import Cancelled, Completed, Running
 
 from benchmarks.flows import one
-
-BATCH = 20
 
 
 async def main(at_once: int) -> None:
@@ -31,8 +32,12 @@ async def main(at_once: int) -> None:
 
         async def complete(run_id: UUID) -> None:
             async with turn:
-                await client.set_flow_run_state(run_id, Running())
-                await client.set_flow_run_state(run_id, Completed(data=result))
+                states: list[State[Any]] = [Running(), Completed(data=result)]
+                for state in states:
+                    answer = await client.set_flow_run_state(run_id, state)
+                    if answer.status != SetStateStatus.ACCEPT:  # it is cancelled
+                        await client.set_flow_run_state(run_id, Cancelled())
+                        break
 
         print("ready", flush=True)
         while True:
@@ -40,7 +45,7 @@ async def main(at_once: int) -> None:
             runs = await client.get_scheduled_flow_runs_for_work_pool(
                 "simulated", scheduled_before=soon
             )
-            await asyncio.gather(*(complete(run.flow_run.id) for run in runs[:BATCH]))
+            await asyncio.gather(*(complete(run.flow_run.id) for run in runs))
             if not runs:
                 await asyncio.sleep(0.2)
 
