@@ -33,7 +33,7 @@ class Submitter:
 
     One request is under way at a time, and the calls that come meanwhile share the next one:
     so it goes as fast as the server answers. More at once is no faster on Postgres, and much
-    slower on the embedded SQLite server, which then loses requests to "database is locked".
+    slower on SQLite, where a server then loses requests to "database is locked".
 
     Args:
         server: The server to ask.

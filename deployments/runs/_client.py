@@ -79,7 +79,7 @@ async def count_existing(client: PrefectClient, run_ids: Sequence[UUID]) -> int:
 def get_eager_client() -> PrefectClient:
     """Return a client for `PatientClient`: what may pass is raised at once.
 
-    Prefect's own sleeps 2 s or more after each 503, which the embedded SQLite server answers when
+    Prefect's own sleeps 2 s or more after each 503, which a server on SQLite may answer when
     another request just wrote: also after the last, with PREFECT_CLIENT_MAX_RETRIES at 0
     (PrefectHttpxAsyncClient._send_with_retry). It does wait for what a server asks to wait for.
     """
