@@ -25,6 +25,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from deployments.project import ROOT
 from deployments.servers._log import check_server_log
 
+# The arguments of Python.
+PREFECT = ["-m", "prefect"]
+PREFECT_ON_SQLITE = [str(Path(__file__).with_name("_prefect_on_sqlite.py"))]
 DATABASE_URL = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 DATABASE = "prefect.db"
 # What servers begin with, once the first one has made it.
@@ -76,7 +79,8 @@ def temporary_server(
         home: A directory for it.
         port: The port to listen at.
         own: Environment variables of the server alone, such as that of another database.
-        settings: Prefect's settings for it, and for workers that run in `home`.
+        settings: Prefect's settings for it, and for workers that run in `home`; None for a server
+            as Prefect runs it.
         check_log: Refuse errors in its log, once it has ended.
         wait: Until it is up.
         held: A file that it and its users hold open, and write their process ids to.
@@ -95,8 +99,8 @@ def temporary_server(
     port = port or free_port()
     api_url = f"http://127.0.0.1:{port}/api"
     env = {**_env(home), "PREFECT_API_URL": api_url}
-    script = str(Path(__file__).with_name("_prefect_on_sqlite.py"))
-    command = [script, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    program = PREFECT_ON_SQLITE if settings else PREFECT
+    command = [*program, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
 
     def healthy() -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{api_url}/health"):  # noqa: S310
@@ -166,7 +170,7 @@ def temporary_worker(
     Raises:
         RuntimeError: It did not come up.
     """
-    command = ["-m", "prefect", "worker", "start", "--pool", pool]
+    command = [*PREFECT, "worker", "start", "--pool", pool]
     log = server.home / f"worker-{pool}.log"
     return run_process(
         command,
