@@ -21,6 +21,7 @@ from prefect.events.filters import EventFilter
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging.loggers import LoggingAdapter
 from prefect.states import Cancelled, to_state_create
+from prefect.utilities.collections import batched_iterable
 
 from deployments.runs._client import read_all
 from deployments.runs._restart import will_restart
@@ -61,10 +62,9 @@ def _cancelling() -> State[Any]:
     return State(type=StateType.CANCELLING, name="Cancelling")
 
 
-async def cancel_runs(client: PrefectClient, run_ids: Sequence[UUID]) -> None:
+async def cancel_runs(client: PrefectClient, run_ids: Iterable[UUID]) -> None:
     """Do what `cancel_run` does, for many runs with each request."""
-    for start in range(0, len(run_ids), TOGETHER):
-        some = run_ids[start : start + TOGETHER]
+    for some in batched_iterable(run_ids, TOGETHER):
         for run_id in await _cancel_together(client, some) if len(some) > 1 else some:
             await cancel_run(client, run_id)
 

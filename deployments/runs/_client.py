@@ -5,7 +5,7 @@ import functools
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
@@ -16,6 +16,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowR
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.logging import get_logger
+from prefect.utilities.collections import batched_iterable
 
 T = TypeVar("T")
 
@@ -67,12 +68,12 @@ async def read_pages(
         yield runs
 
 
-async def count_existing(client: PrefectClient, run_ids: Sequence[UUID]) -> int:
+async def count_existing(client: PrefectClient, run_ids: Iterable[UUID]) -> int:
     """Return how many runs still are on the server."""
     count = 0
-    for start in range(0, len(run_ids), MANY):
-        some = FlowRunFilterId(any_=[*run_ids[start : start + MANY]])
-        count += await client.count_flow_runs(flow_run_filter=FlowRunFilter(id=some))
+    for some in batched_iterable(run_ids, MANY):
+        which = FlowRunFilter(id=FlowRunFilterId(any_=[*some]))
+        count += await client.count_flow_runs(flow_run_filter=which)
     return count
 
 

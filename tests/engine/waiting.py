@@ -79,22 +79,20 @@ async def children_of(client: PrefectClient, parent: FlowRun) -> list[FlowRun]:
 
 async def read_graph(client: PrefectClient, parent: FlowRun) -> dict[UUID, set[UUID]]:
     """Return the runs in the parent's run graph, each with those that have an arrow to it."""
-    response = await client.request(
-        "GET", "/flow_runs/{id}/graph-v2", path_params={"id": parent.id}
-    )
-    return {
-        UUID(node_id): {UUID(arrow["id"]) for arrow in node["parents"]}
-        for node_id, node in response.json()["nodes"]
-    }
+    return await _read_graph(client, parent.id, "parents")
 
 
 async def read_holders(client: PrefectClient, parent_id: UUID) -> dict[UUID, set[UUID]]:
     """Return the runs in a parent's run graph, each with those that it is shown inside of."""
+    return await _read_graph(client, parent_id, "encapsulating")
+
+
+async def _read_graph(client: PrefectClient, parent_id: UUID, of: str) -> dict[UUID, set[UUID]]:
     response = await client.request(
         "GET", "/flow_runs/{id}/graph-v2", path_params={"id": parent_id}
     )
     return {
-        UUID(node_id): {UUID(holder["id"]) for holder in node["encapsulating"]}
+        UUID(node_id): {UUID(other["id"]) for other in node[of]}
         for node_id, node in response.json()["nodes"]
     }
 
