@@ -36,5 +36,5 @@ async def count_restarts(client: PrefectClient, run_id: UUID) -> int:
     where it never started.
     """
     told = [state.message or "" for state in await client.read_flow_run_states(run_id)]
-    # Where two have restarted it at once, both said the same.
+    # Where two have restarted it at once, both have said the same number.
     return len({message.partition(":")[0] for message in told if message.startswith(RESTART)})

@@ -8,11 +8,12 @@ from pathlib import Path
 # Where an entry of Prefect's log begins; the lines up to the next one belong to it.
 ENTRY = re.compile(r"^(?=\d\d:\d\d:\d\d\.\d{3} \| )", re.MULTILINE)
 ERROR = re.compile(r"\A[\d:.]+ \| (ERROR|CRITICAL) |Traceback \(most recent call last\):")
-# Logged by a sound server. Its SQLite bears one writer at a time; who finds it busy tries again.
+# Logged by a sound server. An automation may be deployed anew while a service looks at it: the next
+# look, seconds later, is at the new one (`evaluate_proactive_triggers`).
 # What it cancels, when it stops, may be returning a connection: the pool closes that instead
 # (SQLAlchemy's `_finalize_fairy`).
 SOUND = re.compile(
-    r"^sqlalchemy\.exc\.OperationalError: .*database is locked$"
+    r"^AssertionError: Trigger\._automation has been garbage collected$"
     r"|\.AsyncAdaptedQueuePool - Exception during reset or similar\n(.*\n)+"
     r"asyncio\.exceptions\.CancelledError$",
     re.MULTILINE,
