@@ -53,8 +53,6 @@ from deployments.servers._processes import DATABASE_URL, run_process
 
 PREFECT_FILE = HERE / "prefect.yaml"
 SETTINGS = ROOT / "prefect.toml"
-# A plain parent that takes this many times as long as ours is not waited for any longer.
-TIMES = 12
 LIMIT_SECONDS = 300.0
 WAIT_LIMIT_SECONDS = 900.0
 # Numbers of real children, and how many rounds each has.
@@ -322,11 +320,6 @@ def main(
         console.print(f"{side}: {way.__name__}, {children} children: {measured}", highlight=False)
         figures.setdefault(way.__name__, {}).setdefault(side, {})[children] = measured
 
-    def create(bench: Bench, side: str, children: int) -> None:
-        ours = figures.get("create", {}).get("ours", {}).get(children, {})
-        limit = min(TIMES * ours.get("seconds", LIMIT_SECONDS), LIMIT_SECONDS)
-        measure(bench.create, side, children, limit)
-
     def measure_starts(bench: Bench) -> None:
         """Measure the ways to run children in turns, on one server, and keep the middle rounds.
 
@@ -364,7 +357,7 @@ def main(
         with clean_bench(side) as bench:
             measure(bench.wait, side, FEW)
             measure(bench.idle, side, FEW)
-            create(bench, side, FEW)
+            measure(bench.create, side, FEW)
             if full:
                 measure(bench.cancel, side, FEW)
     if full:
@@ -372,7 +365,7 @@ def main(
         for children in (100, 500):
             for side in ("ours", "plain"):
                 with clean_bench(side) as bench:
-                    create(bench, side, children)
+                    measure(bench.create, side, children)
         with clean_bench("ours") as bench:
             measure(bench.idle, "ours", 500)
         for children, limit in ((100, LIMIT_SECONDS), (1000, WAIT_LIMIT_SECONDS)):
