@@ -21,6 +21,7 @@ from deployments.runs import (
     UNFINISHED,
     cancel_children,
     count_restarts,
+    may_restart,
     read_children,
     read_ends,
     wait_until_cancelled,
@@ -80,10 +81,11 @@ async def _wait_for_last_word(client: PrefectClient, run: FlowRun) -> None:
 
 async def _restart(client: PrefectClient, run_id: UUID) -> None:
     """Schedule a durable run again, unless somebody else has done something about it."""
+    # Before its state: a restart that somebody else begins from here on has the same number.
+    number = await count_restarts(client, run_id) + 1
     run = await client.read_flow_run(run_id)
-    if not await will_restart(client, run):
+    if run.state is None or not may_restart(run) or number > len(PAUSES):
         return
-    assert run.state is not None  # noqa: S101 - it is Crashed
     logger = get_run_logger()
     if completed := await _completed_before(client, run_id):
         logger.info("%s had completed when its process was ended", run.name)
@@ -93,9 +95,8 @@ async def _restart(client: PrefectClient, run_id: UUID) -> None:
         path = {"id": run_id}
         await client.request("POST", "/flow_runs/{id}/set_state", path_params=path, json=body)
         return
-    number = await count_restarts(client, run_id) + 1
-    # Of two who do so at once one is refused (PreventPendingTransitions), and so it is where
-    # somebody has retried or cancelled it meanwhile. It may have to wait for a slot.
+    # The second of two is refused (PreventPendingTransitions), or schedules the same restart anew.
+    # Who comes after a retry, or a cancellation, is refused, too. It may have to wait for a slot.
     pending: State[Any] = Pending(message="It is being restarted")
     claim = await client.set_flow_run_state(run_id, pending)
     waits = claim.state is not None and claim.state.is_scheduled()
