@@ -87,7 +87,11 @@ async def begin(deployment: str, notes: Notes, /, **parameters: Any) -> FlowRun:
 
 
 async def kill(client: PrefectClient, run: FlowRun, how: int = signal.SIGKILL) -> None:
-    os.kill(pid_of(await client.read_flow_run(run.id)), how)
+    async def started() -> FlowRun | None:
+        found = await client.read_flow_run(run.id)
+        return found if found.infrastructure_pid else None
+
+    os.kill(pid_of(await wait_for(started, f"a worker has told the process of {run.name}")), how)
 
 
 async def completed(client: PrefectClient, run: FlowRun, seconds: float = SECONDS) -> Any:
@@ -173,6 +177,14 @@ async def hurry(client: PrefectClient, run: FlowRun, number: int) -> None:
     await client.set_flow_run_state(run.id, state)
 
 
+async def kill_twice(client: PrefectClient, run: FlowRun, notes: Notes, name: str) -> None:
+    """Have a restart that is due in a while."""
+    for times in (1, 2):
+        await notes.has("start", name, times=times)
+        await kill(client, run)
+    await restart_of(client, run, 2)
+
+
 async def test_a_durable_child_dies_four_times(client: PrefectClient, notes: Notes) -> None:
     parent = await arun_deployment(
         "trusting/plain", parameters={"file": str(notes.file), "deaths": 4}, timeout=0
@@ -238,17 +250,12 @@ async def test_a_durable_run_that_never_started(client: PrefectClient, notes: No
         timeout=0,
     )
     await restart_of(client, run, 2)  # the first one was in vain, too
-    mend(start)
+    start.write_text("#!/bin/sh\nexec .venv/bin/python -m prefect.engine\n")
+    start.chmod(0o700)
     await hurry(client, run, 2)
     assert await completed(client, run) == 4
     assert (await client.read_flow_run(run.id)).run_count == 1
     notes.assert_once("late")
-
-
-def mend(start: Path) -> None:
-    """Make the command by which a run starts."""
-    start.write_text("#!/bin/sh\nexec .venv/bin/python -m prefect.engine\n")
-    start.chmod(0o700)
 
 
 async def test_a_durable_parent_is_killed_while_it_is_cancelled(
@@ -270,13 +277,8 @@ async def test_a_durable_parent_is_killed_while_it_is_cancelled(
 async def test_a_durable_run_is_cancelled_before_its_restart(
     client: PrefectClient, notes: Notes
 ) -> None:
-    run = await arun_deployment(
-        "record/durable",
-        parameters=notes.places | {"name": "a"},
-        job_variables={"command": str(notes.file.with_name("missing"))},
-        timeout=0,
-    )
-    await restart_of(client, run, 2)
+    run = await begin("record/durable", notes, name="a")
+    await kill_twice(client, run, notes, "a")
     await client.set_flow_run_state(run.id, Cancelling())
     await is_in(client, run, "Cancelled")
 
@@ -511,7 +513,7 @@ async def test_the_worker_of_durable_runs_ends(
 async def test_the_worker_dies_in_the_hook_of_a_crash(tmp_path: Path, notes: Notes) -> None:
     with temporary_server(tmp_path) as server, server.used():
         # The worker may have the run of `cancel_orphans` by then, which is lost for so long.
-        await deploy_faults(server, "durable", pending=60)
+        await deploy_faults(server, "durable", pending=30)
         async with get_client() as client:
             with temporary_worker(server, POOL) as worker:
                 run = await begin("hooked/durable", notes)
@@ -528,22 +530,15 @@ async def test_the_worker_dies_in_the_hook_of_a_crash(tmp_path: Path, notes: Not
 
 
 async def test_the_server_restarts_before_a_durable_run_does(tmp_path: Path, notes: Notes) -> None:
-    start, port = tmp_path / "start", free_port()
-    notes.let("late")
-    places = notes.places | {"name": "late", "go": f"{notes.go}-late"}
+    port = free_port()
     with temporary_server(tmp_path, port) as server, server.used():
         await deploy_faults(server, "durable")
         async with get_client() as client:
             with temporary_worker(server, POOL):
-                run = await arun_deployment(
-                    "record/durable",
-                    parameters=places,
-                    job_variables={"command": str(start)},
-                    timeout=0,
-                )
-                await restart_of(client, run, 2)
-    mend(start)
+                run = await begin("record/durable", notes, name="late")
+                await kill_twice(client, run, notes, "late")
+    notes.go.touch()
     with temporary_server(tmp_path, port) as server, server.used(), temporary_worker(server, POOL):
         async with get_client() as client:
             assert await completed(client, run) == 4
-    notes.assert_once("late")
+    notes.assert_once("late", times=3)
