@@ -132,10 +132,10 @@ async def in_states(client: PrefectClient, parent: FlowRun, *expected: str) -> l
 
 
 async def restarts(client: PrefectClient, run: FlowRun) -> list[str]:
-    """Return what the restarts of a run say: of those that two did at once, one."""
-    told = [state.message or "" for state in await client.read_flow_run_states(run.id)]
-    restarted = [message for message in told if message.startswith("Restart ")]
-    return list({message.partition(":")[0]: message for message in restarted}.values())
+    """Return what the restarts of a run say."""
+    states = await client.read_flow_run_states(run.id)
+    messages = {state.message or "" for state in states if state.name == "AwaitingRetry"}
+    return sorted(message for message in messages if message.startswith("Restart "))
 
 
 def print_result(run: FlowRun) -> str:
